@@ -1,0 +1,36 @@
+"""Real servers, started once for all integration tests."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.embedded import EmbeddedPostgres, started
+
+
+@pytest.fixture(scope="session")
+def postgres_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Connection strings of two Postgres servers."""
+    directory = tmp_path_factory.mktemp("postgres")
+    with (
+        started(EmbeddedPostgres(directory / "a", name="shard-0")) as first,
+        started(EmbeddedPostgres(directory / "b", name="shard-1")) as second,
+    ):
+        yield first.url, second.url
+
+
+@pytest.fixture
+def database_config(postgres_urls: tuple[str, str]) -> DatabaseConfig:
+    """Two shards."""
+    shards = tuple(ShardConfig(name=f"shard-{index}", dsn=url) for index, url in enumerate(postgres_urls))
+    return DatabaseConfig(shards=shards, connections_max=4)
+
+
+@pytest.fixture
+async def database(database_config: DatabaseConfig) -> AsyncIterator[Database]:
+    """An open database with nothing in its public schema."""
+    async with Database(database_config) as database:
+        for node in database.nodes.values():
+            await node.execute("DROP SCHEMA public CASCADE")
+            await node.execute("CREATE SCHEMA public")
+        yield database

@@ -1,0 +1,129 @@
+"""The Database door on two real Postgres servers."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from headrace.clock import SystemClock
+from headrace.database import Database
+from headrace.database.migrations import Migration, migrate
+from headrace.errors import CallerError, NotOpen, StatementFailed, StatementTimeout
+from headrace.events import Event, MigrationApplied, Silent
+
+
+class Notes:
+    """Keeps every event."""
+
+    def __init__(self):
+        self.events: list[Event] = []
+
+    def on(self, event):
+        self.events.append(event)
+
+
+def key_on(database, shard):
+    """A key that lives on the shard."""
+    return next(key for key in range(1000) if database.locate(key).shard == shard)
+
+
+async def test_a_key_names_its_shard(database):
+    """What is written under a key is read under it, and stands on one shard alone."""
+    for node in database.nodes.values():
+        await node.execute("CREATE TABLE t (k bigint PRIMARY KEY, v text)")
+    for key in range(20):
+        assert await database.execute("INSERT INTO t VALUES ($1, $2)", key, f"v{key}", key=key) == 1
+    assert await database.fetch_value("SELECT v FROM t WHERE k = $1", 7, key=7) == "v7"
+    counts = [(await node.fetch("SELECT count(*) FROM t"))[0].count for node in database.nodes.values()]
+    assert sum(counts) == 20
+    assert all(counts)
+    assert sorted(row.k for row in await database.fetch_everywhere("SELECT k FROM t")) == list(range(20))
+
+
+async def test_our_slots_are_what_postgres_computes(database):
+    """The database can evaluate the slot of a key of any supported type by itself."""
+    await database.verify_hash()
+    node = database.nodes["shard-0"]
+    for key, function in (
+        ("Mühlgraben, a key beyond twelve bytes", "hashtextextended($1::text, 0)"),
+        (-(2**40), "hashint8extended($1::bigint, 0)"),
+        (uuid.UUID(int=2**100 + 7), "uuid_hash_extended($1::uuid, 0)"),
+    ):
+        rows = await node.fetch(f"SELECT {function} & 4095", (key,))
+        assert rows[0][0] == database.locate(key).slot
+
+
+async def test_a_statement_without_key_is_refused(database):
+    """With more than one shard nobody can guess where it belongs."""
+    with pytest.raises(CallerError, match="names no key"):
+        await database.fetch("SELECT 1")
+
+
+async def test_a_closed_database_says_so(database_config):
+    """Use before opening is the caller's mistake and is told as such."""
+    with pytest.raises(NotOpen):
+        await Database(database_config).fetch("SELECT 1", key=1)
+
+
+async def test_a_transaction_commits_or_vanishes(database):
+    """An exception in the block undoes all of it."""
+    await database.execute("CREATE TABLE t (v int)", key=1)
+
+    async def fails():
+        async with database.transaction(key=1) as transaction:
+            await transaction.execute("INSERT INTO t VALUES (1)")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        await fails()
+    async with database.transaction(key=1) as transaction:
+        await transaction.execute("INSERT INTO t VALUES (2)")
+    assert [tuple(row) for row in await database.fetch("SELECT v FROM t", key=1)] == [(2,)]
+
+
+async def test_a_refused_statement_names_its_constraint(database):
+    """The caller learns SQLSTATE and constraint without knowing the driver, and the shard counts as healthy."""
+    await database.execute("CREATE TABLE t (v int CONSTRAINT small CHECK (v < 10))", key=1)
+    with pytest.raises(StatementFailed) as caught:
+        await database.execute("INSERT INTO t VALUES (11)", key=1)
+    assert (caught.value.sqlstate, caught.value.constraint) == ("23514", "small")
+    assert database.statistics().shards[database.locate(1).shard].available
+
+
+async def test_a_statement_over_its_limit_is_cut_off(database_config):
+    """The server enforces the limit; the connection stays usable."""
+    from dataclasses import replace
+
+    async with Database(replace(database_config, statement_timeout_s=0.05)) as database:
+        with pytest.raises(StatementTimeout):
+            await database.fetch("SELECT pg_sleep(10)", key=1)
+        assert await database.fetch_value("SELECT 1", key=1) == 1
+
+
+async def test_execute_many_is_one_transaction(database):
+    """One bad row undoes the others."""
+    await database.execute("CREATE TABLE t (v int NOT NULL)", key=1)
+    await database.execute_many("INSERT INTO t VALUES ($1)", [(1,), (2,)], key=1)
+    with pytest.raises(StatementFailed):
+        await database.execute_many("INSERT INTO t VALUES ($1)", [(3,), (None,)], key=1)
+    assert await database.fetch_value("SELECT count(*) FROM t", key=1) == 2
+
+
+async def test_ten_nodes_may_migrate_at_once(database):
+    """The advisory lock lets one apply it and the others find it done."""
+    notes = Notes()
+    migration = Migration("0001_pre_t.sql", "pre", "CREATE TABLE t (); CREATE TABLE u ()")
+    node = database.nodes["shard-0"]
+    await asyncio.gather(
+        *(migrate(node, [migration], stage="pre", clock=SystemClock(), observer=notes) for _ in range(4))
+    )
+    assert [type(event) for event in notes.events] == [MigrationApplied]
+
+
+async def test_a_failing_migration_leaves_nothing(database):
+    """Its statements and its record are one transaction."""
+    node = database.nodes["shard-0"]
+    migration = Migration("0001_pre_t.sql", "pre", "CREATE TABLE t (); SELECT 1/0")
+    with pytest.raises(StatementFailed):
+        await migrate(node, [migration], stage="pre", clock=SystemClock(), observer=Silent())
+    assert (await node.fetch("SELECT to_regclass('t')"))[0][0] is None

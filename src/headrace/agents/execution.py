@@ -1,0 +1,173 @@
+"""One run of an agent: its record, and what the agent sees of it."""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Generator
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.clock import Clock
+
+Status = Literal["queued", "running", "completed", "failed", "timeout", "cancelled", "interrupted"]
+Priority = Literal["low", "normal", "high"]
+
+FINISHED = frozenset({"completed", "failed", "timeout", "cancelled", "interrupted"})
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far an execution says it is."""
+
+    done: int
+    total: int
+    note: str = ""
+
+
+class Execution(msgspec.Struct, kw_only=True):
+    """One run of an agent. Times are milliseconds; `started_at` and `finished_at` are wall seconds."""
+
+    id: str
+    agent_id: str
+    version: str
+    status: Status
+    tenant: str = "default"
+    output_json: bytes | None = None
+    """The output as JSON, encoded once."""
+    error: str | None = None
+    progress: Progress | None = None
+    queue_ms: float = 0.0
+    """From acceptance to the first step."""
+    run_ms: float = 0.0
+    cpu_ms: float = 0.0
+    """CPU time of the steps; of the whole call for a synchronous agent."""
+    memory_bytes: int | None = None
+    """None for trusted agents: what one of many in a process holds cannot be told apart."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    input_sha256: str = ""
+
+    @property
+    def output(self) -> Any:
+        """What the agent returned, or None."""
+        return None if self.output_json is None else msgspec.json.decode(self.output_json)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its status will not change any more."""
+        return self.status in FINISHED
+
+
+class Context:
+    """What an agent is told about its execution, and how it reports back."""
+
+    __slots__ = ("_clock", "_deadline", "_execution")
+
+    def __init__(self, execution: Execution, clock: Clock, deadline: float) -> None:
+        self._execution = execution
+        self._clock = clock
+        self._deadline = deadline
+
+    @property
+    def agent_id(self) -> str:
+        """The agent's id."""
+        return self._execution.agent_id
+
+    @property
+    def version(self) -> str:
+        """The version that runs; it stays the same for the whole execution."""
+        return self._execution.version
+
+    @property
+    def execution_id(self) -> str:
+        """This execution's id: an idempotency key for whatever the agent does outside."""
+        return self._execution.id
+
+    @property
+    def tenant(self) -> str:
+        """On whose behalf it runs."""
+        return self._execution.tenant
+
+    def remaining_s(self) -> float:
+        """Seconds until the deadline; below 0 when it has passed."""
+        return self._deadline - self._clock.monotonic()
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Say how far the work is; the newest report wins."""
+        self._execution.progress = Progress(int(done), int(total), storable(str(note)))
+
+
+class Metered:
+    """Awaits a coroutine and adds up the CPU time of its steps.
+
+    `time.thread_time` is taken around each step, so what other tasks do between two steps is not counted.
+    """
+
+    __slots__ = ("_coroutine", "cpu_s")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+        self.cpu_s = 0.0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        """Drive the coroutine, passing values, errors and cancellation through."""
+        now = time.thread_time
+        step = self._coroutine.send
+        sent: Any = None
+        while True:
+            started = now()
+            try:
+                waits_for = step(sent)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                self.cpu_s += now() - started
+            try:
+                sent = yield waits_for
+            except GeneratorExit:
+                self._coroutine.close()
+                raise
+            except BaseException as error:  # noqa: BLE001 - passed on into the coroutine, cancellation included
+                step, sent = self._coroutine.throw, error
+            else:
+                step = self._coroutine.send
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a run ended, before it is written down."""
+
+    status: Status
+    output_json: bytes | None = None
+    error: str | None = None
+
+
+def failure(error: BaseException) -> Outcome:
+    """An agent's own exception as the result of its execution."""
+    return Outcome("failed", error=storable(f"{type(error).__name__}: {error}"))
+
+
+def storable(text: str) -> str:
+    """The text without what a Postgres text column cannot hold: NUL and lone surrogates."""
+    return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def encoded(output: Any, *, bytes_max: int) -> Outcome:
+    """An agent's return value as the result of its execution; what is no JSON or too large fails it."""
+    try:
+        json = msgspec.json.encode(output)
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        return Outcome(
+            "failed", error=f"The output cannot be written as JSON ({error}). Return dicts, lists and plain values."
+        )
+    if len(json) > bytes_max:
+        return Outcome(
+            "failed",
+            error=f"The output is {len(json):,} bytes; at most {bytes_max:,} are accepted (agents.output_bytes_max).",
+        )
+    return Outcome("completed", json)
+
+
+async def stopped(task: "asyncio.Task[Any]", *, within_s: float) -> bool:
+    """Cancel a task and wait a bounded time until it has really stopped."""
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=within_s)
+    return bool(done)

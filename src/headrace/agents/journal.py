@@ -1,0 +1,106 @@
+"""Writes of finished executions, grouped: many callers, one transaction, each acknowledged after its commit.
+
+While one batch is being committed the next one gathers, so a batch is as large as the load makes it and a lonely write
+waits for nobody. Batches of one shard follow each other; shards do not wait for each other.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from headrace.clock import Clock
+from headrace.errors import BackendError, HeadraceError, NotOpen
+
+T = TypeVar("T")
+
+_RETRY_S = 0.2
+
+
+class Journal(Generic[T]):
+    """A grouped writer for one shard.
+
+    `write` must be safe to repeat with the same items: after a broken connection nobody knows whether it was
+    committed, and the journal tries again until `retry_s` has passed. An item that the database refuses fails its own
+    caller alone.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Sequence[T]], Awaitable[None]],
+        *,
+        batch_max: int,
+        retry_s: float,
+        clock: Clock,
+    ) -> None:
+        self._write = write
+        self._batch_max = batch_max
+        self._retry_s = retry_s
+        self._clock = clock
+        self._waiting: deque[tuple[T, asyncio.Future[None]]] = deque()
+        self._writer: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def append(self, item: T) -> None:
+        """Return when the item is committed; raise what the database said of it otherwise."""
+        if self._closed:
+            raise NotOpen("The journal is closed.")
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        self._waiting.append((item, done))
+        if self._writer is None or self._writer.done():
+            self._writer = loop.create_task(self._drain())
+        # Shielded by being a plain future: a caller who is cancelled stops waiting, the item is written all the same.
+        await done
+
+    async def close(self) -> None:
+        """Write what waits, then refuse more."""
+        self._closed = True
+        if self._writer is not None:
+            await self._writer
+
+    async def _drain(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_max))]
+            try:
+                await self._commit(batch)
+            finally:
+                for _, done in batch:
+                    if not done.done():
+                        done.cancel()
+
+    async def _commit(self, batch: list[tuple[T, asyncio.Future[None]]]) -> None:
+        try:
+            await self._write_with_patience([item for item, _ in batch])
+        except BackendError as error:
+            for _, done in batch:
+                _settle(done, error)
+        except HeadraceError as error:
+            if len(batch) == 1:
+                _settle(batch[0][1], error)
+                return
+            # The database refused the batch for the sake of one item: find it by writing them one at a time.
+            for one in batch:
+                await self._commit([one])
+        else:
+            for _, done in batch:
+                _settle(done, None)
+
+    async def _write_with_patience(self, items: list[T]) -> None:
+        give_up_at = self._clock.monotonic() + self._retry_s
+        while True:
+            try:
+                return await self._write(items)
+            except BackendError:
+                if self._clock.monotonic() >= give_up_at:
+                    raise
+            await self._clock.sleep(_RETRY_S)
+
+
+def _settle(done: asyncio.Future[None], error: HeadraceError | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)

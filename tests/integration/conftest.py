@@ -6,6 +6,7 @@ import pytest
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.embedded import EmbeddedPostgres, started
+from tests.running import Service, running
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +35,10 @@ async def database(database_config: DatabaseConfig) -> AsyncIterator[Database]:
             await node.execute("DROP SCHEMA public CASCADE")
             await node.execute("CREATE SCHEMA public")
         yield database
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A whole service, as `headrace up` starts it, for tests that change only what is theirs."""
+    with running(tmp_path_factory.mktemp("service"), "--workers", "2") as service:
+        yield service

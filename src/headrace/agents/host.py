@@ -29,7 +29,7 @@ from headrace.agents.store import Agent, AgentStore, Deployment, MemoryStore, To
 from headrace.cache import Cache
 from headrace.clock import Clock, SystemClock
 from headrace.database import Database
-from headrace.errors import AgentNotFound, ExecutionConflict, InvalidRequest, Overloaded
+from headrace.errors import ExecutionConflict, InvalidRequest, Overloaded
 from headrace.events import AgentDeployed, ExecutionFinished, Observer, Silent
 
 _POLL_FIRST_S = 0.02
@@ -175,17 +175,21 @@ class AgentHost:
         """The agent's version in service and its totals; may be as old as the cache policy of `agent-status:*`
         allows."""
         key = (tenant or "default", agent_id)
+        status: AgentStatus | None
         if self._cache is None:
-            return await self._load_status(*key)
-        status: AgentStatus = await self._cache.get_or_load(
-            f"agent-status:{key[0]}/{key[1]}", partial(self._load_status, *key), type=AgentStatus
-        )
+            status = await self._load_status(*key)
+        else:
+            status = await self._cache.get_or_load(
+                f"agent-status:{key[0]}/{key[1]}", partial(self._load_status, *key), type=AgentStatus | None
+            )
+        if status is None:
+            raise agent_not_found(agent_id)
         return status
 
-    async def _load_status(self, tenant: str, agent_id: str) -> AgentStatus:
+    async def _load_status(self, tenant: str, agent_id: str) -> AgentStatus | None:
         agent = await self._store.agent(tenant, agent_id)
         if agent is None:
-            raise agent_not_found(agent_id)
+            return None
         return AgentStatus(
             agent_id=agent.agent_id,
             name=agent.name,
@@ -196,22 +200,19 @@ class AgentHost:
         )
 
     async def _in_service(self, tenant: str, agent_id: str) -> Agent:
+        load_agent = partial(self._store.agent, tenant, agent_id)
+        agent: Agent | None
         if self._cache is None:
-            return await self._load_agent(tenant, agent_id)
-        agent: Agent = await self._cache.get_or_load(
-            f"agent:{tenant}/{agent_id}", partial(self._load_agent, tenant, agent_id), type=Agent
-        )
-        return agent
-
-    async def _load_agent(self, tenant: str, agent_id: str) -> Agent:
-        agent = await self._store.agent(tenant, agent_id)
+            agent = await load_agent()
+        else:
+            agent = await self._cache.get_or_load(f"agent:{tenant}/{agent_id}", load_agent, type=Agent | None)
         if agent is None:
             raise agent_not_found(agent_id)
         return agent
 
     async def _now_in_service(self, agent: Agent) -> None:
         if self._cache is not None:
-            await self._cache.set(f"agent:{agent.tenant}/{agent.agent_id}", agent, type=Agent)
+            await self._cache.set(f"agent:{agent.tenant}/{agent.agent_id}", agent, type=Agent | None)
             await self._cache.delete(f"agent-status:{agent.tenant}/{agent.agent_id}")
 
     # -- definitions --------------------------------------------------------------------------------------------
@@ -316,11 +317,7 @@ class AgentHost:
         if self.running >= self.config.executions_max * _SHARE[priority]:
             raise Overloaded(f"{self.running:,} executions run in this process; no more of priority {priority!r} fit.")
         tenant = tenant or "default"
-        agent = await self._in_service(tenant, agent_id)
-        try:
-            definition = await self._definition(agent)
-        except AgentNotFound:
-            raise agent_not_found(agent_id) from None
+        definition = await self._definition(await self._in_service(tenant, agent_id))
         if not definition.is_async and self._threads_busy >= self.config.threads_max:
             raise Overloaded(f"All {self.config.threads_max} threads for synchronous agents are busy.")
         execution = Execution(
@@ -329,7 +326,7 @@ class AgentHost:
             version=definition.version,
             status="running",
             tenant=tenant,
-            started_at=self._clock.wall(),
+            started_at=self._now(),
         )
         return definition, execution, timeout or definition.timeout_s or self.config.timeout_s
 
@@ -397,7 +394,7 @@ class AgentHost:
                 await stopped(reporter, within_s=self.config.cancel_grace_s)
         execution.status, execution.output_json, execution.error = outcome.status, outcome.output_json, outcome.error
         execution.run_ms = (self._clock.monotonic() - started) * 1000
-        execution.finished_at = self._clock.wall()
+        execution.finished_at = self._now()
         await self._store.finish(execution)
         self._observer.on(
             ExecutionFinished(
@@ -465,6 +462,10 @@ class AgentHost:
             if execution.progress is not reported:
                 reported = execution.progress
                 await self._store.report(execution)
+
+    def _now(self) -> float:
+        # Whole microseconds, as the store keeps them: a result reads the same at once and later.
+        return round(self._clock.wall(), 6)
 
     def _new_id(self) -> str:
         # Time first, so that new rows land side by side in the index; 80 random bits after it.

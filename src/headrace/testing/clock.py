@@ -47,7 +47,9 @@ class FakeClock:
     def advance(self, seconds: float) -> None:
         """Move both times forward and wake whoever's alarm has come; they run when the loop turns."""
         if seconds < 0:
-            raise ValueError(f"advance({seconds}): monotonic time never goes back; set_wall moves the wall clock alone.")
+            raise ValueError(
+                f"advance({seconds}): monotonic time never goes back; set_wall moves the wall clock alone."
+            )
         self._monotonic += seconds
         self._wall += seconds
         while self._sleepers and self._sleepers[0][0] <= self._monotonic:

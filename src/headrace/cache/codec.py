@@ -1,0 +1,250 @@
+"""The envelope around every value in the shared tier. Whatever comes back from there is untrusted bytes.
+
+    2 magic "hr" | 1 version | 1 flags | 4 check | 8 created_ms | 8 fresh_ms | 8 stale_ms | 4 load_us | 8 version |
+    2 tags length | tags | payload | 32 HMAC-SHA256, if signed
+
+`check` is a CRC-32 over the key, the flags and everything after it: a flipped bit, a cut tail or an entry copied to
+another key is noticed. With a signing key an HMAC over the same bytes takes the place of trust; which one is required
+is decided by the configuration alone, never by the bytes. Anything odd is a `Rejected` with its reason, not an
+exception: it becomes a miss.
+"""
+
+import hmac
+import struct
+import sys
+import zlib
+from typing import Any
+
+import msgspec
+
+from headrace.errors import UnencodableValue
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+MAGIC = b"hr"
+VERSION = 1
+FOREVER_MS = 2**64 - 1
+_HEADER = struct.Struct("<2sBBIQQQIQH")
+_HEADER_BYTES = _HEADER.size
+_CHECKED_FROM = 8
+_SERIALIZER_MASK = 0x03
+_MAC_BYTES = 32
+_COMPRESSED = 0x10
+_SIGNED = 0x20
+_SERIALIZER_IDS = {"msgpack": 0, "json": 1, "raw": 2}
+_SERIALIZERS = {number: name for name, number in _SERIALIZER_IDS.items()}
+_KNOWN_FLAGS = _COMPRESSED | _SIGNED | 0x03
+_LOAD_US_MAX = 2**32 - 1
+_PLAIN = (type(None), bool, int, float, str, bytes)
+
+Tags = tuple[tuple[str, bytes], ...]
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A value with what must be known about it to judge its age. Times in milliseconds; `created_ms` is wall time."""
+
+    value: Any
+    created_ms: int
+    fresh_ms: int
+    """From `created_ms`; FOREVER_MS: no end."""
+    stale_ms: int
+    """From the end of freshness."""
+    load_us: int = 0
+    version: int = 0
+    """Random, one a write: tells two writes of equal values apart."""
+    tags: Tags = ()
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    """Bytes that are not a trustworthy entry for the key."""
+
+    reason: str
+
+
+class Codec:
+    """Seals values into envelopes and opens them again, for one configuration of size, compression and signing."""
+
+    __slots__ = ("_compress_min", "_decode_any", "_decoders", "_key", "_tags_decoder", "_value_bytes_max")
+
+    def __init__(
+        self,
+        *,
+        compress_min: int | None = 1024,
+        value_bytes_max: int = 16 * 1024 * 1024,
+        signing_key: bytes | None = None,
+    ) -> None:
+        self._compress_min = value_bytes_max + 1 if compress_min is None else compress_min
+        self._value_bytes_max = value_bytes_max
+        self._key = signing_key
+        self._decoders: dict[tuple[int, Any], Any] = {}
+        self._decode_any = msgspec.msgpack.Decoder().decode
+        self._tags_decoder = msgspec.msgpack.Decoder(Tags)
+
+    def seal(self, key: str, envelope: Envelope, *, serializer: str = "msgpack", type: Any = Any) -> bytes:
+        """The bytes to store under `key`.
+
+        Raises UnencodableValue when the value cannot be written, is too large, or would come back as something else.
+        """
+        payload = self._encode(key, envelope.value, serializer, type)
+        flags = _SERIALIZER_IDS[serializer]
+        if len(payload) >= self._compress_min:
+            packed = zstd.compress(payload, level=1)
+            if len(packed) < len(payload):
+                payload, flags = packed, flags | _COMPRESSED
+        if self._key is not None:
+            flags |= _SIGNED
+        tags = msgspec.msgpack.encode(envelope.tags) if envelope.tags else b""
+        if len(tags) > 0xFFFF:
+            raise UnencodableValue(
+                f"The tags of {key!r} take {len(tags)} bytes; at most 65535 fit.", fix="Use fewer tags."
+            )
+        header = _HEADER.pack(
+            MAGIC,
+            VERSION,
+            flags,
+            0,
+            envelope.created_ms,
+            envelope.fresh_ms,
+            envelope.stale_ms,
+            min(envelope.load_us, _LOAD_US_MAX),
+            envelope.version,
+            len(tags),
+        )
+        checked = b"".join((header[_CHECKED_FROM:], tags, payload))
+        check = zlib.crc32(checked, zlib.crc32(key.encode(), flags))
+        sealed = b"".join((header[:4], check.to_bytes(4, "little"), checked))
+        if self._key is not None:
+            sealed += self._mac(key, sealed)
+        return sealed
+
+    def open(self, key: str, data: bytes, type: Any = Any) -> Envelope | Rejected:
+        """The envelope in `data`, or why it is none that `key` may have. Never raises for what the bytes are."""
+        size = len(data)
+        if size < _HEADER_BYTES:
+            return Rejected("shorter than a header")
+        magic, version, flags, check, created, fresh, stale, load_us, number, tags_len = _HEADER.unpack_from(data)
+        if magic != MAGIC or version != VERSION or flags & ~_KNOWN_FLAGS:
+            return Rejected("not written by this version of headrace")
+        if self._key is not None or flags & _SIGNED:
+            reason = self._distrust(key, data, flags)
+            if reason is not None:
+                return Rejected(reason)
+            data = data[:-_MAC_BYTES]
+        if zlib.crc32(data[_CHECKED_FROM:], zlib.crc32(key.encode(), flags)) != check:
+            return Rejected("altered, cut, or written for another key")
+        start = _HEADER_BYTES + tags_len
+        try:
+            tags = self._tags_decoder.decode(data[_HEADER_BYTES:start]) if tags_len else ()
+            payload = self._payload(data[start:], flags)
+            # The commonest entry by far, msgpack without a type, is not looked up.
+            value = (
+                self._decode_any(payload)
+                if type is Any and not flags & _SERIALIZER_MASK
+                else self._decode(payload, flags & _SERIALIZER_MASK, type)
+            )
+        except (msgspec.MsgspecError, zstd.ZstdError, UnicodeDecodeError) as error:
+            return Rejected(f"not readable: {error}")
+        return Envelope(value, created, fresh, stale, load_us, number, tags)
+
+    def _payload(self, payload: bytes, flags: int) -> bytes:
+        """The payload as it was before compression; raises DecodeError if it is larger than allowed."""
+        if flags & _COMPRESSED:
+            decompressor = zstd.ZstdDecompressor()
+            unpacked: bytes = decompressor.decompress(payload, max_length=self._value_bytes_max + 1)
+            if len(unpacked) <= self._value_bytes_max and (not decompressor.eof or decompressor.unused_data):
+                raise msgspec.DecodeError("the packed payload is cut, or more follows it")
+            payload = unpacked
+        if len(payload) > self._value_bytes_max:
+            raise msgspec.DecodeError("larger than value_bytes_max")
+        return payload
+
+    def _distrust(self, key: str, data: bytes, flags: int) -> str | None:
+        if self._key is None:
+            return "signed, but no signing key is configured"
+        if not flags & _SIGNED or len(data) < _HEADER_BYTES + _MAC_BYTES:
+            return "not signed"
+        if not hmac.compare_digest(self._mac(key, data[:-_MAC_BYTES]), data[-_MAC_BYTES:]):
+            return "signature does not match"
+        return None
+
+    def _mac(self, key: str, data: bytes) -> bytes:
+        assert self._key is not None
+        encoded = key.encode()
+        return hmac.digest(self._key, len(encoded).to_bytes(4, "little") + encoded + data, "sha256")
+
+    def _decoder(self, number: int, type: Any) -> Any:
+        """A decoder for the format and type; kept, because making one costs more than using it."""
+        try:
+            decoder = self._decoders.get((number, type))
+        except TypeError:  # an unhashable annotation: rare enough to be built each time
+            return _new_decoder(number, type)
+        if decoder is None:
+            decoder = _new_decoder(number, type)
+            self._decoders[number, type] = decoder
+        return decoder
+
+    def _decode(self, payload: bytes, number: int, type: Any) -> Any:
+        if number == _SERIALIZER_IDS["raw"]:
+            return payload
+        if number not in _SERIALIZERS:
+            raise msgspec.DecodeError(f"serializer {number} is unknown")
+        return self._decoder(number, type).decode(payload)
+
+    def _encode(self, key: str, value: Any, serializer: str, type: Any) -> bytes:
+        if serializer == "raw":
+            if not isinstance(value, (bytes, bytearray, memoryview)):
+                raise UnencodableValue(
+                    f"{key!r} has a value of {value.__class__.__name__}; serializer raw takes bytes."
+                )
+            payload = bytes(value)
+        else:
+            payload = self._encode_checked(key, value, serializer, type)
+        if len(payload) > self._value_bytes_max:
+            raise UnencodableValue(
+                f"The value of {key!r} takes {len(payload)} bytes; at most {self._value_bytes_max} are allowed.",
+                fix="Cache less under one key, or raise RemoteConfig.value_bytes_max.",
+            )
+        return payload
+
+    def _encode_checked(self, key: str, value: Any, serializer: str, type: Any) -> bytes:
+        """Encode and read back: what another process would get must be what this one has."""
+        encoder = msgspec.msgpack if serializer == "msgpack" else msgspec.json
+        payload: bytes
+        try:
+            payload = encoder.encode(value)
+            again = self._decoder(_SERIALIZER_IDS[serializer], type).decode(payload)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise UnencodableValue(f"{key!r} has a value of {value.__class__.__name__}: {error}.") from error
+        # Equality settles all but values that are not equal to themselves, such as NaN inside a list.
+        if again == value or (
+            again.__class__ is value.__class__ and is_plain(value) and encoder.encode(again) == payload
+        ):
+            return payload
+        raise UnencodableValue(
+            f"{key!r} has a value of {value.__class__.__name__} that would come back as {again.__class__.__name__}"
+            " or unequal to itself.",
+            fix="Pass `type=` (or annotate the return type of the cached function), or cache plain containers.",
+        )
+
+
+def _new_decoder(number: int, type: Any) -> Any:
+    module = msgspec.json if _SERIALIZERS[number] == "json" else msgspec.msgpack
+    try:
+        return module.Decoder() if type is Any else module.Decoder(type)
+    except TypeError as error:
+        raise UnencodableValue(
+            f"Values of type {type!r} cannot be read back: {error}.",
+            fix="Use types that msgspec supports: Structs, dataclasses, TypedDicts, containers and standard scalars.",
+        ) from error
+
+
+def is_plain(value: Any) -> bool:
+    """Whether every part is of a type that msgpack has itself, so that bytes say all there is to say."""
+    if isinstance(value, dict):
+        return all(is_plain(key) and is_plain(part) for key, part in value.items())
+    if isinstance(value, list):
+        return all(is_plain(part) for part in value)
+    return isinstance(value, _PLAIN)

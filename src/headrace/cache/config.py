@@ -1,0 +1,102 @@
+"""What a cache can be told, as two frozen dataclasses: one for each tier."""
+
+from dataclasses import dataclass, field
+
+from headrace.errors import ConfigError
+
+SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
+
+
+def _require(rule: bool, message: str) -> None:  # noqa: FBT001 - reads as a sentence at each call
+    if not rule:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConfig:
+    """The in-memory tier (L1) of one process."""
+
+    entries_max: int = 10_000
+    """Upper bound of the number of entries."""
+    ttl: float | None = 300.0
+    """Seconds that a key without a policy lives, and the longest that a copy of a remote entry is kept; None: for
+    ever."""
+    policy: str = "adaptive"
+    """Eviction policy: adaptive, lru, s3fifo, wtinylfu or sieve."""
+    weight_max: int | None = None
+    """Upper bound of the sum of all entries' estimated bytes; None: entries are only counted."""
+
+    def __post_init__(self) -> None:
+        _require(self.entries_max >= 1, f"MemoryConfig.entries_max is {self.entries_max}; it must be at least 1.")
+        _require(
+            self.ttl is None or self.ttl > 0, f"MemoryConfig.ttl is {self.ttl}; it must be above 0, or None for ever."
+        )
+        _require(
+            self.weight_max is None or self.weight_max >= 1,
+            f"MemoryConfig.weight_max is {self.weight_max}; it must be at least 1 byte, or None.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteConfig:
+    """The shared tier (L2): Redis or Valkey, alone, behind Sentinel, or a Cluster."""
+
+    url: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    """`redis://user:password@host:6379/0`, `rediss://` for TLS, `unix:///path?db=0`,
+    `redis+cluster://host1:port,host2:port`, `redis+sentinel://host1:port,host2:port/name/0`.
+    TLS and other connection options go into the query as in redis-py: `?ssl_ca_certs=/etc/ca.pem`."""
+    username: str | None = None
+    """ACL user; the one of the URL if None."""
+    password: str | None = field(default=None, repr=False)
+    """Overrides the one of the URL."""
+    connections_max: int = 100
+    """Upper bound of open connections: one a node for calls, one a primary for invalidation."""
+    timeout: float = 0.5
+    """Seconds that one call may wait for its reply; later it counts as unavailable."""
+    connect_timeout: float = 0.5
+    """Seconds that connecting, TLS and authentication may take together."""
+    pending_max: int = 16_384
+    """Calls in flight a connection; beyond it a call fails at once instead of queueing."""
+    compress_min: int | None = 1024
+    """Bytes from which a payload is compressed with zstd; None: never."""
+    value_bytes_max: int = 16 * 1024 * 1024
+    """Largest payload that is written, read or unpacked; anything larger is refused."""
+    signing_key: str | None = field(default=None, repr=False)
+    """Secret of at least 16 bytes. With it every entry carries an HMAC-SHA256 and unsigned or altered ones are
+    misses."""
+    reconnect_wait_max: float = 5.0
+    """Seconds between attempts to reconnect, at most; the first ones come sooner."""
+    deferred_max: int = 10_000
+    """Invalidations remembered while the tier is away; more of them clear the whole namespace on its return."""
+
+    def __post_init__(self) -> None:
+        scheme = self.url.split("://", 1)[0]
+        _require(
+            scheme in SCHEMES and "://" in self.url,
+            f"RemoteConfig.url starts with {scheme[:20]!r}; it must start with one of {', '.join(SCHEMES)}.",
+        )
+        for name in ("timeout", "connect_timeout", "reconnect_wait_max"):
+            value = getattr(self, name)
+            _require(value > 0, f"RemoteConfig.{name} is {value}; it must be above 0 seconds.")
+        for name in ("connections_max", "pending_max", "value_bytes_max", "deferred_max"):
+            value = getattr(self, name)
+            _require(value >= 1, f"RemoteConfig.{name} is {value}; it must be at least 1.")
+        _require(
+            self.compress_min is None or self.compress_min >= 0,
+            f"RemoteConfig.compress_min is {self.compress_min}; it must be 0 or more bytes, or None.",
+        )
+        key = self.signing_key_bytes
+        _require(
+            key is None or len(key) >= 16, "RemoteConfig.signing_key is shorter than 16 bytes; that is no secret."
+        )
+
+    @property
+    def signing_key_bytes(self) -> bytes | None:
+        """The signing key as bytes."""
+        return self.signing_key.encode() if self.signing_key is not None else None
+
+    @property
+    def address(self) -> str:
+        """The URL without user, password and query: what may be shown."""
+        scheme, _, rest = self.url.partition("://")
+        return f"{scheme}://{rest.rsplit('@', 1)[-1].partition('?')[0]}"

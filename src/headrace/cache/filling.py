@@ -1,0 +1,468 @@
+"""What happens behind the hit path: reading the shared tier, loading, storing, and standing in for what fails.
+
+The order of a miss: join a load under way, else note the epoch, ask the shared tier, run the loader, write the shared
+tier, install in memory. Every install and every write checks that the epoch still holds, so an invalidation at any
+moment in between wins over the value that was on its way.
+"""
+
+import asyncio
+import inspect
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from msgspec import UnsetType
+
+from headrace.cache.codec import FOREVER_MS, Envelope, Tags
+from headrace.cache.entry import FOREVER, Entry, attention_after, fresh_for
+from headrace.cache.fence import Epoch
+from headrace.cache.flight import Flights, running_loop
+from headrace.cache.near import Near, Write
+from headrace.cache.policy import CachePolicy, Strategy
+from headrace.cache.shared import AWAY, Sealed, SharedTier
+from headrace.cache.statistics import Counts
+from headrace.clock import Clock
+from headrace.errors import CacheUnavailable, LoadTimeout
+from headrace.events import LoadFailed, Observer
+
+T = TypeVar("T")
+
+
+class Request(NamedTuple):
+    """A key with what the call and its policy say about it."""
+
+    key: str
+    policy: CachePolicy
+    ttl: float | UnsetType | None
+    tags: tuple[str, ...]
+    type: Any
+
+
+class Filler:
+    """The work behind one open cache."""
+
+    def __init__(
+        self,
+        *,
+        near: Near,
+        shared: SharedTier | None,
+        home: asyncio.AbstractEventLoop,
+        clock: Clock,
+        observer: Observer,
+        counts: Counts,
+        rng: random.Random,
+        request: Callable[[str], Request],
+    ) -> None:
+        self._near = near
+        self._shared = shared
+        self._home = home
+        self._clock = clock
+        self._observer = observer
+        self._counts = counts
+        self._rng = rng
+        self._request = request
+        self._flights = Flights()
+        self._behind: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """End every load; writes that were begun for blocking callers are finished."""
+        await self._flights.close()
+        if self._behind:
+            await asyncio.wait(self._behind)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def find(self, key: str, entry: Entry | None, type: Any, default: Any) -> Any:
+        """A fresh value from memory or the shared tier; a stale one only when the shared tier is away; else
+        `default`."""
+        if entry is not None and self._clock.monotonic() < entry.fresh_until:
+            return entry.value
+        shared = self._shared
+        if shared is None:
+            return default
+        epoch = self._near.epoch(key)
+        if asyncio.get_running_loop() is self._home:
+            # Spelt out instead of awaiting `read`: a coroutine less on the way of every remote hit.
+            reply = shared.fetch(key)
+            found: Any = AWAY
+            if reply is not None:
+                try:
+                    found = shared.opened(key, await reply, type)
+                except CacheUnavailable as error:
+                    found = shared.failed(key, error)
+                if found.__class__ is Envelope and found.tags:
+                    found = await shared.checked(key, found)
+        else:
+            found = await self._at_home(shared.read(key, type))
+        if found.__class__ is Envelope:
+            if self._near.memory is None and self._is_fresh(found):
+                return found.value
+            promoted = self._from_shared(self._request(key), found, epoch)
+            return promoted.value if self._clock.monotonic() < promoted.fresh_until else default
+        if found is AWAY and self._may_stand_in(entry):
+            assert entry is not None
+            self._counts.add("stale_served")
+            return entry.value
+        return default
+
+    def _is_fresh(self, envelope: Envelope) -> bool:
+        if envelope.fresh_ms == FOREVER_MS:
+            return True
+        return self._clock.wall() * 1000 < envelope.created_ms + envelope.fresh_ms
+
+    async def find_many(self, requests: Sequence[Request]) -> dict[str, Entry]:
+        """As `find`, for several keys in one round trip."""
+        found: dict[str, Entry] = {}
+        if self._shared is None:
+            return found
+        epochs = {request.key: self._near.epoch(request.key) for request in requests}
+        envelopes = await self._at_home(
+            self._shared.read_many([request.key for request in requests], requests[0].type)
+        )
+        now = self._clock.monotonic()
+        for request in requests:
+            envelope = envelopes.get(request.key)
+            if envelope is not None:
+                entry = self._from_shared(request, envelope, epochs[request.key])
+                if now < entry.fresh_until:
+                    found[request.key] = entry
+        return found
+
+    async def find_or_load(self, request: Request, entry: Entry | None, loader: Callable[[], Any]) -> Entry:
+        """A usable entry, by whatever it takes."""
+        if entry is not None and self._is_usable(request.policy, entry):
+            self._refresh_behind(request, loader)
+            self._note_age(entry)
+            return entry
+        key, policy = request.key, request.policy
+        epoch = self._near.epoch(key)
+        soft = policy.load_timeout_soft
+        if soft is not None and self._may_stand_in(entry):
+            assert entry is not None
+            self._flights.start(key, epoch, lambda: self._fill(request, epoch, loader))
+            try:
+                async with asyncio.timeout(soft):
+                    found, joined = await self._flights.run(key, epoch, lambda: self._fill(request, epoch, loader))
+            except TimeoutError:
+                self._counts.add("stale_served")
+                return entry
+        else:
+            found, joined = await self._flights.run(key, epoch, lambda: self._fill(request, epoch, loader))
+        if joined:
+            self._counts.add("coalesced")
+        elif found.attention_at <= self._clock.monotonic():
+            self._refresh_behind(request, loader)
+        filled: Entry = found
+        return filled
+
+    def find_or_load_blocking(self, request: Request, entry: Entry | None, loader: Callable[[], Any]) -> Entry:
+        """As `find_or_load`, in a plain function: the loader runs in the calling thread."""
+        if entry is not None and self._clock.monotonic() < entry.fresh_until:
+            return entry
+        epoch = self._near.epoch(request.key)
+        if running_loop() is not None:
+            return self._load_on_loop_thread(request, epoch, loader)
+        found, joined = self._flights.run_in_thread(
+            request.key, epoch, lambda: self._fill_in_thread(request, epoch, loader)
+        )
+        if joined:
+            self._counts.add("coalesced")
+        filled: Entry = found
+        return filled
+
+    # -- loading ------------------------------------------------------------------------------------------------------
+
+    async def _fill(self, request: Request, epoch: Epoch, loader: Callable[[], Any], *, renew: bool = False) -> Entry:
+        """What one flight does. `renew`: an entry that wants attention is not good enough."""
+        older: Entry | None = None
+        if self._shared is not None:
+            envelope = await self._at_home(self._shared.read(request.key, request.type))
+            if isinstance(envelope, Envelope):
+                older = self._from_shared(request, envelope, epoch)
+                settled = self._clock.monotonic() < older.attention_at
+                if settled or (not renew and self._is_usable(request.policy, older)):
+                    self._note_age(older)
+                    return older
+        tags = await self._tokens(request)
+        started = self._clock.monotonic()
+        try:
+            value = await self._load(request, loader)
+        except Exception as error:  # a loader may raise anything; without a stand-in it goes to the waiters unchanged
+            stand_in = self._stand_in(request, older, epoch, error)
+            if stand_in is None:
+                raise
+            return stand_in
+        return await self._store_loaded(request, epoch, value, self._clock.monotonic() - started, tags)
+
+    async def _load(self, request: Request, loader: Callable[[], Any]) -> Any:
+        self._counts.add("loads")
+        limit = request.policy.load_timeout
+        try:
+            async with asyncio.timeout(limit) as timer:
+                value = loader()
+                return await value if inspect.isawaitable(value) else value
+        except TimeoutError as error:
+            if not timer.expired():
+                raise
+            raise LoadTimeout(f"Loading {request.key!r} took longer than {limit:g} s.") from error
+
+    def _fill_in_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
+        older: Entry | None = None
+        tags: Tags | None = ()
+        if self._shared is not None:
+            envelope = self._from_thread(self._shared.read(request.key, request.type))
+            if isinstance(envelope, Envelope):
+                older = self._from_shared(request, envelope, epoch)
+                if self._is_usable(request.policy, older):
+                    return older
+            tags = self._from_thread(self._tokens(request))
+        value, load_s, stand_in = self._load_here(request, epoch, loader, older)
+        if stand_in is not None:
+            return stand_in
+        if self._shared is None:
+            return self._install_loaded(request, epoch, value, load_s)
+        return self._from_thread(self._store_loaded(request, epoch, value, load_s, tags))
+
+    def _load_on_loop_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
+        """Waiting would stop the loop: memory only, and the shared tier is written behind."""
+        value, load_s, stand_in = self._load_here(request, epoch, loader, None)
+        if stand_in is not None:
+            return stand_in
+        entry = self._install_loaded(request, epoch, value, load_s)
+        if self._shared is not None and not request.tags and running_loop() is self._home:
+            task = self._home.create_task(self._write_loaded(request, epoch, value, load_s, ()))
+            self._behind.add(task)
+            task.add_done_callback(self._behind.discard)
+        return entry
+
+    def _load_here(
+        self, request: Request, epoch: Epoch, loader: Callable[[], Any], older: Entry | None
+    ) -> tuple[Any, float, Entry | None]:
+        self._counts.add("loads")
+        started = self._clock.monotonic()
+        try:
+            value = loader()
+        except Exception as error:  # as in _fill: a loader may raise anything
+            stand_in = self._stand_in(request, older, epoch, error)
+            if stand_in is None:
+                raise
+            return None, 0.0, stand_in
+        return value, self._clock.monotonic() - started, None
+
+    def _stand_in(self, request: Request, older: Entry | None, epoch: Epoch, error: Exception) -> Entry | None:
+        """An older value for a load that failed, if the policy has one and nobody invalidated it."""
+        self._counts.add("load_errors")
+        entry = self._near.lookup(request.key) or older
+        usable = self._may_stand_in(entry) and self._near.holds(request.key, epoch)
+        self._observer.on(LoadFailed(key=request.key, error=f"{error.__class__.__name__}: {error}", stale=usable))
+        if not usable:
+            return None
+        assert entry is not None
+        now = self._clock.monotonic()
+        if now >= entry.fresh_until:
+            self._counts.add("stale_served")
+        rested = Entry(
+            entry.value,
+            attention_at=min(now + request.policy.retry_after, entry.stale_until),
+            fresh_until=entry.fresh_until,
+            stale_until=entry.stale_until,
+            load_s=entry.load_s,
+            version=entry.version,
+        )
+        self._near.install(request.key, rested, epoch, request.policy, request.tags)
+        return rested
+
+    def _refresh_behind(self, request: Request, loader: Callable[[], Any]) -> None:
+        epoch = self._near.epoch(request.key)
+        if self._flights.start(request.key, epoch, lambda: self._fill(request, epoch, loader, renew=True)):
+            self._counts.add("refreshes")
+
+    # -- storing ------------------------------------------------------------------------------------------------------
+
+    async def _tokens(self, request: Request) -> Tags | None:
+        if not request.tags or self._shared is None:
+            return ()
+        return await self._at_home(self._shared.tokens(request.tags))
+
+    async def _store_loaded(
+        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None
+    ) -> Entry:
+        await self._write_loaded(request, epoch, value, load_s, tags)
+        return self._install_loaded(request, epoch, value, load_s)
+
+    async def _write_loaded(
+        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None
+    ) -> None:
+        if self._shared is None or tags is None or not self._near.holds(request.key, epoch):
+            return
+        fresh_s = self._fresh_s(request, value)
+        if fresh_s <= 0:
+            return
+        sealed = self._shared.seal(
+            request.key,
+            value,
+            fresh_s=fresh_s,
+            stale_s=request.policy.stale_s,
+            load_s=load_s,
+            tags=tags,
+            serializer=request.policy.serializer,
+            type=request.type,
+        )
+        await self._at_home(self._shared.write([sealed]))
+
+    def _install_loaded(self, request: Request, epoch: Epoch, value: Any, load_s: float) -> Entry:
+        entry = self._fresh_entry(request, value, load_s, self._fresh_s(request, value))
+        if not self._near.install(request.key, entry, epoch, request.policy, request.tags):
+            self._counts.add("installs_refused")
+        return entry
+
+    async def put(self, items: Sequence[tuple[Request, Any]]) -> None:
+        """What `set` does: the shared tier first, then memory, unless another write came between."""
+        lives = [self._fresh_s(request, value) for request, value in items]
+        gone = [request.key for (request, _), life_s in zip(items, lives, strict=True) if life_s <= 0]
+        if gone:
+            await self.forget(gone)
+        kept = [(*item, life_s) for item, life_s in zip(items, lives, strict=True) if life_s > 0]
+        epochs = self._near.begin_writes([request.key for request, _, _ in kept])
+        taken = [True] * len(kept) if self._shared is None else await self._at_home(self._put_shared(kept))
+        self._near.end_writes(
+            [
+                Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy, request.tags)
+                for (request, value, life_s), epoch in zip(kept, epochs, strict=True)
+            ]
+        )
+        lost = [
+            request.key
+            for (request, _, _), ok in zip(kept, taken, strict=True)
+            if not ok and request.policy.strategy is Strategy.WRITE_THROUGH and request.policy.stale_max == 0
+        ]
+        if lost:
+            raise CacheUnavailable(f"The shared cache did not take {len(lost)} values, {lost[0]!r} among them.")
+
+    async def _put_shared(self, items: Sequence[tuple[Request, Any, float]]) -> list[bool]:
+        shared = self._shared
+        assert shared is not None
+        sealed: dict[str, Sealed] = {}
+        for request, value, life_s in items:
+            tags = await shared.tokens(request.tags)
+            if tags is not None:
+                sealed[request.key] = shared.seal(
+                    request.key,
+                    value,
+                    fresh_s=life_s,
+                    stale_s=request.policy.stale_s,
+                    tags=tags,
+                    serializer=request.policy.serializer,
+                    type=request.type,
+                )
+        taken = dict(zip(sealed, await shared.write(list(sealed.values())), strict=True))
+        return [
+            taken[request.key] if request.key in taken else shared.drop(request.key, "its tags could not be read")
+            for request, _, _ in items
+        ]
+
+    # -- invalidating -------------------------------------------------------------------------------------------------
+
+    async def forget(self, keys: Sequence[str]) -> int:
+        """Remove keys. Memory is cleared again afterwards: a read in between may have brought the old value back."""
+        held = self._near.forget(keys)
+        if self._shared is None or not keys:
+            return held
+        removed = await self._at_home(self._shared.forget(keys))
+        self._near.forget(keys)
+        return max(held, removed)
+
+    async def forget_tags(self, tags: Sequence[str]) -> int:
+        """Invalidate tags in both tiers."""
+        held = self._near.forget_tags(tags)
+        if self._shared is not None and tags:
+            await self._at_home(self._shared.forget_tags(tags))
+            held += self._near.forget_tags(tags)
+        return held
+
+    async def forget_matching(self, glob: str) -> int:
+        """Invalidate a pattern in both tiers."""
+        held = self._near.forget_matching(glob)
+        if self._shared is None:
+            return held
+        removed = await self._at_home(self._shared.forget_matching(glob))
+        self._near.forget_matching(glob)
+        return max(held, removed)
+
+    async def forget_all(self) -> None:
+        """Forget the namespace in both tiers."""
+        self._near.forget_all()
+        if self._shared is not None:
+            await self._at_home(self._shared.forget_all())
+            self._near.forget_all()
+
+    async def flush(self) -> None:
+        """Wait for what is being written."""
+        if self._behind:
+            await asyncio.wait(self._behind)
+
+    # -- entries ------------------------------------------------------------------------------------------------------
+
+    def _fresh_s(self, request: Request, value: Any) -> float:
+        ttl = request.ttl
+        if isinstance(ttl, UnsetType):
+            return fresh_for(request.policy, value=value, rng=self._rng.random)
+        return FOREVER if ttl is None else ttl
+
+    def _fresh_entry(self, request: Request, value: Any, load_s: float, fresh_s: float) -> Entry:
+        now = self._clock.monotonic()
+        attention_s = attention_after(request.policy, fresh_s=fresh_s, load_s=load_s, rng=self._rng.random)
+        return Entry(
+            value,
+            attention_at=now + attention_s,
+            fresh_until=now + fresh_s,
+            stale_until=now + fresh_s + request.policy.stale_s,
+            load_s=load_s,
+        )
+
+    def _from_shared(self, request: Request, envelope: Envelope, epoch: Epoch) -> Entry:
+        """The envelope as an entry of this process's clock, installed in memory."""
+        policy = request.policy
+        # A writer's clock may run ahead of ours: an entry from the future counts as new.
+        age_s = max(0.0, self._clock.wall() - envelope.created_ms / 1000)
+        fresh_s = FOREVER if envelope.fresh_ms == FOREVER_MS else envelope.fresh_ms / 1000
+        load_s = envelope.load_us / 1_000_000
+        born = self._clock.monotonic() - age_s
+        entry = Entry(
+            envelope.value,
+            attention_at=born + attention_after(policy, fresh_s=fresh_s, load_s=load_s, rng=self._rng.random),
+            fresh_until=born + fresh_s,
+            stale_until=born + fresh_s + min(policy.stale_s, envelope.stale_ms / 1000),
+            load_s=load_s,
+            version=envelope.version,
+        )
+        tags = tuple(tag for tag, _ in envelope.tags)
+        if not self._near.install(request.key, entry, epoch, policy, tags):
+            self._counts.add("installs_refused")
+        return entry
+
+    def _is_usable(self, policy: CachePolicy, entry: Entry) -> bool:
+        """Whether the entry may answer without a load: it is fresh, or its policy renews stale ones behind the
+        answer."""
+        now = self._clock.monotonic()
+        if now < entry.fresh_until:
+            return True
+        return policy.strategy is Strategy.REFRESH_AHEAD and now < entry.stale_until
+
+    def _may_stand_in(self, entry: Entry | None) -> bool:
+        return entry is not None and self._clock.monotonic() < entry.stale_until
+
+    def _note_age(self, entry: Entry) -> None:
+        if self._clock.monotonic() >= entry.fresh_until:
+            self._counts.add("stale_served")
+
+    # -- loops --------------------------------------------------------------------------------------------------------
+
+    async def _at_home(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do work of the shared tier on the loop that its connections belong to."""
+        if running_loop() is self._home:
+            return await work
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
+
+    def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._home).result()

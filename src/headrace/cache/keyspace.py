@@ -1,0 +1,81 @@
+"""How the names in the shared tier are made.
+
+    headrace:@generation              random; a new one makes every older entry unreachable: `clear` in O(1)
+    headrace:@tag:<tag>               random; an entry is valid while the tokens of its tags are the ones it was
+    written with headrace:<generation>:{<key>}     an entry headrace:<generation>:{<key>}:l   the lease of whoever
+    loads it, in the same hash slot
+
+Tokens are random instead of counted, so that a token that the server evicted or lost can never come back with an old
+value.
+"""
+
+from headrace.errors import InvalidKey
+
+KEY_BYTES_MAX = 1024
+_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
+
+
+def check_key(key: object) -> str:
+    """The key itself; raises InvalidKey for what cannot name an entry."""
+    if not isinstance(key, str):
+        raise InvalidKey(f"{key!r} is of type {key.__class__.__name__}; a key is a str.")
+    if not key or len(key) > KEY_BYTES_MAX or len(key.encode("utf-8", "surrogatepass")) > KEY_BYTES_MAX:
+        raise InvalidKey(f"The key {key[:64]!r} takes {len(key)} characters; 1 to {KEY_BYTES_MAX} bytes are allowed.")
+    # A hash tag that begins with a closing brace is empty, and the lease would live in another slot than its entry.
+    if key[0] == "}" or not key.isprintable():
+        raise InvalidKey(f"The key {key[:64]!r} begins with a closing brace or holds unprintable characters.")
+    return key
+
+
+class Keyspace:
+    """The names of one namespace in one generation."""
+
+    __slots__ = ("_entry", "generation", "generation_key", "namespace", "prefix")
+
+    def __init__(self, namespace: str) -> None:
+        if not namespace or not namespace.isprintable() or set(namespace) & set("{}*?[]\\@"):
+            raise InvalidKey(
+                f"The namespace {namespace!r} is empty or holds one of {{}}*?[]\\@.",
+                fix="Use letters, digits, : and -.",
+            )
+        self.namespace = namespace
+        self.prefix = f"{namespace}:".encode()
+        self.generation_key = self.prefix + b"@generation"
+        self.generation: bytes | None = None
+        self._entry = b""
+
+    def enter(self, generation: bytes) -> None:
+        """Speak of the entries of this generation from now on."""
+        self.generation = generation
+        self._entry = self.prefix + generation + b":{"
+
+    def entry(self, key: str) -> bytes | None:
+        """The name of an entry; None before the generation is known."""
+        return b"%b%b}" % (self._entry, key.encode()) if self._entry else None
+
+    def name(self, key: str) -> bytes:
+        """The name of an entry, once the generation is known."""
+        return b"%b%b}" % (self._entry, key.encode())
+
+    def lease(self, key: str) -> bytes:
+        """The name of its lease."""
+        return b"%b%b}:l" % (self._entry, key.encode())
+
+    def tag(self, tag: str) -> bytes:
+        """The name of a tag's token."""
+        return self.prefix + b"@tag:" + tag.encode()
+
+    def entries(self, glob: str) -> bytes:
+        """The glob of the entries whose keys match `glob`, in Redis's own dialect: `[!ab]` is `[^ab]` there."""
+        return self._entry.replace(b"[", b"\\[") + glob.replace("\\", "\\\\").replace("[!", "[^").encode() + b"}"
+
+    def parse(self, name: bytes) -> tuple[str, str] | None:
+        """What a name speaks of: ("entry", key), ("tag", tag) or ("generation", ""); None for leases and strangers."""
+        if name.startswith(self._entry) and self._entry and name.endswith(b"}"):
+            return "entry", name[len(self._entry) : -1].decode("utf-8", "replace")
+        if name == self.generation_key:
+            return "generation", ""
+        start = self.prefix + b"@tag:"
+        if name.startswith(start):
+            return "tag", name[len(start) :].decode("utf-8", "replace")
+        return None

@@ -1,0 +1,150 @@
+"""This process's own copies: the in-memory tier behind its fence."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from headrace.cache.config import MemoryConfig
+from headrace.cache.entry import FOREVER, Entry
+from headrace.cache.fence import Epoch, Fence
+from headrace.cache.memory import MemoryCache, MemoryStatistics
+from headrace.cache.policy import CachePolicy, glob_pattern
+from headrace.clock import Clock
+
+ENTRY_BYTES = 600
+"""What an entry costs beside its key and value: two objects, a dict slot, a place in the policy."""
+
+
+def estimated_bytes(key: str, value: object) -> int:
+    """About what an entry takes: the value's msgpack length stands for it, its own size where it has none."""
+    try:
+        size = len(msgspec.msgpack.encode(value))
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        size = sys.getsizeof(value)
+    return ENTRY_BYTES + len(key) + size
+
+
+def _nothing(_key: str) -> None:
+    return None
+
+
+class Write(NamedTuple):
+    """A value that a caller wrote, ready to be kept."""
+
+    key: str
+    entry: Entry
+    epoch: Epoch
+    policy: CachePolicy
+    tags: tuple[str, ...]
+
+
+class Near:
+    """The memory tier of a cache. Every removal raises the fence first, so that no older value is installed after
+    it."""
+
+    def __init__(self, config: MemoryConfig | None, clock: Clock, *, is_copy: bool) -> None:
+        self._clock = clock
+        self._is_copy = is_copy
+        self._lock = threading.Lock()
+        self._fence = Fence()
+        self._config = config
+        self.ttl_max = FOREVER
+        """An upper bound of the life of copies, lowered while changes elsewhere might go unheard."""
+        self.memory: MemoryCache | None = None
+        self.lookup: Callable[[str], Entry | None] = _nothing
+        if config is not None:
+            self.memory = MemoryCache(
+                config.entries_max, ttl=None, policy=config.policy, weight_max=config.weight_max, clock=clock
+            )
+            self.lookup = self.memory.get
+
+    def epoch(self, key: str) -> Epoch:
+        """What to note before a value of `key` is fetched."""
+        return self._fence.epoch(key)
+
+    def holds(self, key: str, epoch: Epoch) -> bool:
+        """Whether a value fetched since `epoch` is still good."""
+        return self._fence.holds(key, epoch)
+
+    def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy, tags: Iterable[str] = ()) -> bool:
+        """Keep a value that was fetched since `epoch`; False if its key was invalidated meanwhile."""
+        with self._lock:
+            if not self._fence.holds(key, epoch):
+                return False
+            self._keep(key, entry, policy, tags)
+            return True
+
+    def begin_writes(self, keys: Sequence[str]) -> list[Epoch]:
+        """Turn away what is being fetched now, and note the epochs of writes that begin."""
+        with self._lock:
+            for key in keys:
+                self._fence.raise_for(key)
+            return [self._fence.epoch(key) for key in keys]
+
+    def end_writes(self, writes: Sequence[Write]) -> None:
+        """Keep what was written, unless its key was changed since; what was fetched meanwhile is turned away again.
+
+        Where there is no shared tier a write has no duration, and nothing can have come between.
+        """
+        with self._lock:
+            kept = [write for write in writes if not self._is_copy or self._fence.holds(write.key, write.epoch)]
+            for write in kept:
+                self._fence.raise_for(write.key)
+                self._keep(write.key, write.entry, write.policy, write.tags)
+
+    def _keep(self, key: str, entry: Entry, policy: CachePolicy, tags: Iterable[str]) -> None:
+        if self.memory is None or self._config is None:
+            return
+        longest = policy.memory_ttl
+        if longest is None and self._is_copy:
+            longest = self._config.ttl
+        life_s = min(
+            entry.stale_until - self._clock.monotonic(), FOREVER if longest is None else longest, self.ttl_max
+        )
+        if life_s <= 0:
+            self.memory.delete(key)
+            return
+        self.memory.set(
+            key,
+            entry,
+            ttl=None if life_s == FOREVER else life_s,
+            weight=1 if self._config.weight_max is None else estimated_bytes(key, entry.value),
+            tags=tags,
+        )
+
+    def forget(self, keys: Iterable[str]) -> int:
+        """Drop keys; how many were held."""
+        dropped = 0
+        with self._lock:
+            for key in keys:
+                self._fence.raise_for(key)
+                if self.memory is not None and self.memory.delete(key):
+                    dropped += 1
+        return dropped
+
+    def forget_tags(self, tags: Iterable[str]) -> int:
+        """Drop every entry with one of these tags. Which keys are being fetched with them is unknown, so all are
+        turned away."""
+        with self._lock:
+            self._fence.raise_for_all()
+            return sum(self.memory.invalidate_tag(tag) for tag in tags) if self.memory is not None else 0
+
+    def forget_matching(self, glob: str) -> int:
+        """Drop every key that matches."""
+        with self._lock:
+            self._fence.raise_for_all()
+        return self.memory.delete_where(glob_pattern(glob).match) if self.memory is not None else 0
+
+    def forget_all(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._fence.raise_for_all()
+            if self.memory is not None:
+                self.memory.clear()
+
+    def statistics(self) -> MemoryStatistics | None:
+        """The memory tier's own counts."""
+        return self.memory.statistics() if self.memory is not None else None

@@ -1,0 +1,457 @@
+"""The shared tier as the cache sees it: envelopes in and out, and a failure never reaches the caller.
+
+What can go wrong here is an answer like any other. A read gives an envelope, None for a miss, or AWAY; a write gives
+whether it happened. An invalidation that could not be delivered is kept, in bounds, and delivered before its key is
+believed again: until then this process treats the key as AWAY, and if more are kept than the bound, the whole
+namespace is cleared on return.
+"""
+
+import asyncio
+import enum
+import random
+import re
+from collections.abc import Collection, Coroutine, Iterable, Sequence
+from typing import Any, Final, cast
+
+from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Tags
+from headrace.cache.config import RemoteConfig
+from headrace.cache.entry import FOREVER
+from headrace.cache.keyspace import Keyspace
+from headrace.cache.near import Near
+from headrace.cache.policy import glob_pattern
+from headrace.cache.remote import Remote, RemoteWatcher
+from headrace.cache.statistics import Counts
+from headrace.clock import Clock
+from headrace.errors import CacheRefused, CacheUnavailable
+from headrace.events import EntryRejected, Observer, TierRecovered, TierUnavailable, WriteDropped
+
+GENERATION_CHECK_S = 1.0
+"""How long another process's `clear` may go unnoticed when no invalidation channel stands."""
+TAG_TTL_MS = 30 * 24 * 3600 * 1000
+"""A tag's token outlives its last use by this; its loss only makes the tag's entries misses."""
+PATTERNS_MAX = 64
+
+
+class Absence(enum.Enum):
+    """Why there is no envelope, apart from a miss."""
+
+    AWAY = "away"
+    """The tier could not be asked, or its answer may not be believed yet."""
+
+
+AWAY: Final = Absence.AWAY
+Found = Envelope | Absence | None
+
+
+class SharedTier(RemoteWatcher):
+    """One namespace in Redis, for one process."""
+
+    def __init__(
+        self,
+        config: RemoteConfig,
+        *,
+        namespace: str,
+        clock: Clock,
+        observer: Observer,
+        counts: Counts,
+        rng: random.Random,
+        tokens: random.Random,
+        near: Near,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._observer = observer
+        self._counts = counts
+        self._tokens = tokens
+        self._near = near
+        self._codec = Codec(
+            compress_min=config.compress_min,
+            value_bytes_max=config.value_bytes_max,
+            signing_key=config.signing_key_bytes,
+        )
+        self.keyspace = Keyspace(namespace)
+        self._remote = Remote(config, self, rng=rng.random)
+        self._deferred = Deferred(config.deferred_max)
+        self._down_since: dict[str, float] = {}
+        self._wake = asyncio.Event()
+        self._upkeep: asyncio.Task[None] | None = None
+        # Counted on the home loop alone, so without a lock.
+        self.hits = 0
+        self.misses = 0
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect and learn the generation; returns even when the tier is away."""
+        await self._remote.open()
+        await self._learn_generation()
+        self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
+
+    async def close(self) -> None:
+        """Disconnect. Invalidations that were never delivered are told to the observer."""
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
+        await self._remote.close()
+        for name in self._deferred.names():
+            self._observer.on(
+                WriteDropped(key=name, reason="the cache was closed before the invalidation could be delivered")
+            )
+
+    @property
+    def is_available(self) -> bool:
+        """Whether calls are answered now."""
+        return self._remote.is_available
+
+    def on_node_up(self, name: str) -> None:
+        """A node can be called: what is owed to it is delivered now."""
+        down_since = self._down_since.pop(name, None)
+        if down_since is not None:
+            self._observer.on(TierRecovered(tier=f"remote {name}", down_s=self._clock.monotonic() - down_since))
+        self._wake.set()
+
+    def on_node_down(self, name: str, reason: str) -> None:
+        """A node cannot be called; told once until it comes back."""
+        if name not in self._down_since:
+            self._down_since[name] = self._clock.monotonic()
+            self._observer.on(TierUnavailable(tier=f"remote {name}", reason=reason))
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def fetch(self, key: str) -> "asyncio.Future[Any] | Coroutine[Any, Any, Any] | None":
+        """An awaitable of what `opened` wants to see; None if the tier cannot be asked about this key now.
+
+        With `opened` it is `read` in two halves, for those who count in microseconds.
+        """
+        if self._deferred.is_owed and self._deferred.covers(key):
+            return None
+        name = self.keyspace.entry(key)
+        return None if name is None else self._remote.get(name)
+
+    def opened(self, key: str, data: Any, type: Any) -> Envelope | None:
+        """The envelope in a reply, counted as hit or miss. If it has tags, they still have to be checked."""
+        if data is None:
+            self.misses += 1
+            return None
+        opened = self._codec.open(key, data, type) if data.__class__ is bytes else Rejected("not a string")
+        if opened.__class__ is Envelope:
+            self.hits += 1
+            return opened
+        self._reject(key, cast("Rejected", opened).reason)
+        return None
+
+    def failed(self, key: str, error: CacheUnavailable) -> Found:
+        """What a read that raised comes to: a miss if the server holds something foreign, else AWAY."""
+        if isinstance(error, CacheRefused) and error.message.startswith("WRONGTYPE"):
+            self._reject(key, "another data type lives under this name")
+            return None
+        self._counts.add("remote_errors")
+        return AWAY
+
+    async def read(self, key: str, type: Any = Any) -> Found:
+        """The envelope under `key`, None, or AWAY."""
+        reply = self.fetch(key)
+        if reply is None:
+            return AWAY
+        try:
+            data = await reply
+        except CacheUnavailable as error:
+            return self.failed(key, error)
+        return await self.checked(key, self.opened(key, data, type))
+
+    async def checked(self, key: str, envelope: Envelope | None) -> Found:
+        """The envelope, unless one of its tags was invalidated since it was written."""
+        if envelope is None or not envelope.tags:
+            return envelope
+        valid = await self._without_stale_tags({key: envelope})
+        return valid.get(key)
+
+    async def read_many(self, keys: Sequence[str], type: Any = Any) -> dict[str, Envelope]:
+        """The envelopes that are there; keys that are missing or could not be asked for are left out."""
+        if self.keyspace.generation is None:
+            return {}
+        asked = [key for key in keys if not self._deferred.covers(key)]
+        replies = await self._remote.get_many([self.keyspace.name(key) for key in asked])
+        found: dict[str, Envelope] = {}
+        for key, data in zip(asked, replies, strict=True):
+            if isinstance(data, CacheUnavailable):
+                self.failed(key, data)
+            elif (envelope := self.opened(key, data, type)) is not None:
+                found[key] = envelope
+        tagged = {key: envelope for key, envelope in found.items() if envelope.tags}
+        if tagged:
+            valid = await self._without_stale_tags(tagged)
+            found = {key: envelope for key, envelope in found.items() if key in valid or not envelope.tags}
+        return found
+
+    def _reject(self, key: str, reason: str) -> None:
+        self.misses += 1
+        self._counts.add("entries_rejected")
+        self._observer.on(EntryRejected(key=key, reason=reason))
+
+    async def _without_stale_tags(self, found: dict[str, Envelope]) -> dict[str, Envelope]:
+        """Those whose tags all still have the tokens that they were written with."""
+        tags = sorted({tag for envelope in found.values() for tag, _ in envelope.tags})
+        tokens = dict(zip(tags, await self._remote.get_many([self.keyspace.tag(tag) for tag in tags]), strict=True))
+        valid: dict[str, Envelope] = {}
+        for key, envelope in found.items():
+            if any(isinstance(tokens[tag], BaseException) or tag in self._deferred.tags for tag, _ in envelope.tags):
+                self._counts.add("remote_errors")
+                self.hits -= 1
+            elif all(tokens[tag] == token for tag, token in envelope.tags):
+                valid[key] = envelope
+            else:
+                self.hits -= 1
+                self.misses += 1
+        return valid
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def tokens(self, tags: Collection[str]) -> Tags | None:
+        """The tokens of tags, made where there are none; to be asked for before the value is read. None: away."""
+        if not tags:
+            return ()
+        names = [(tag, self.keyspace.tag(tag)) for tag in tags]
+        commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
+        for _, name in names:
+            commands.append((name, ("SET", name, self._random(), "NX", "PX", TAG_TTL_MS)))
+            commands.append((name, ("GET", name)))
+        replies = (await self._remote.call_each(commands))[1::2]
+        if not all(isinstance(reply, bytes) for reply in replies) or self._deferred.tags.intersection(tags):
+            self._counts.add("remote_errors")
+            return None
+        return tuple((tag, reply) for (tag, _), reply in zip(names, replies, strict=True))
+
+    def seal(
+        self,
+        key: str,
+        value: Any,
+        *,
+        fresh_s: float,
+        stale_s: float,
+        load_s: float = 0.0,
+        tags: Tags = (),
+        serializer: str = "msgpack",
+        type: Any = Any,
+    ) -> "Sealed":
+        """The bytes to write for a value that is fresh for `fresh_s` from now. Raises UnencodableValue."""
+        version = self._tokens.getrandbits(63)
+        envelope = Envelope(
+            value=value,
+            created_ms=int(self._clock.wall() * 1000),
+            fresh_ms=FOREVER_MS if fresh_s == FOREVER else max(1, int(fresh_s * 1000)),
+            stale_ms=int(stale_s * 1000),
+            load_us=int(load_s * 1_000_000),
+            version=version,
+            tags=tags,
+        )
+        data = self._codec.seal(key, envelope, serializer=serializer, type=type)
+        life_ms = None if envelope.fresh_ms == FOREVER_MS else envelope.fresh_ms + envelope.stale_ms
+        return Sealed(key, data, life_ms, version)
+
+    async def write(self, entries: "Sequence[Sealed]") -> list[bool]:
+        """Store entries; whether each was taken. Loads under way in other processes cannot overwrite them."""
+        if self.keyspace.generation is None:
+            return [self.drop(entry.key, "the tier is away") for entry in entries]
+        commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
+        for entry in entries:
+            name, lease = self.keyspace.name(entry.key), self.keyspace.lease(entry.key)
+            commands.append((name, ("UNLINK", lease)))
+            life = () if entry.life_ms is None else ("PX", entry.life_ms)
+            commands.append((name, ("SET", name, entry.data, *life)))
+        replies = (await self._remote.call_each(commands))[1::2]
+        return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
+
+    def _written(self, key: str, reply: Any) -> bool:
+        if isinstance(reply, BaseException):
+            return self.drop(key, str(reply))
+        self._deferred.keys.discard(key)
+        return True
+
+    def drop(self, key: str, reason: str) -> bool:
+        """The old value may still be there, and the writer said that it is not true any more."""
+        self._deferred.add_keys([key])
+        self._counts.add("writes_dropped")
+        self._observer.on(WriteDropped(key=key, reason=reason))
+        return False
+
+    # -- invalidating -------------------------------------------------------------------------------------------------
+
+    async def forget(self, keys: Sequence[str]) -> int:
+        """Remove entries, and every right to write them that was given out; how many there were."""
+        self._deferred.add_keys(keys)
+        removed = await self._deliver_keys(keys) if self.keyspace.generation is not None else None
+        if removed is None:
+            self._counts.add("remote_errors")
+            return 0
+        return removed
+
+    async def forget_matching(self, glob: str) -> int:
+        """Remove the entries whose keys match; how many there were."""
+        self._deferred.add_pattern(glob)
+        if self.keyspace.generation is None:
+            return 0
+        try:
+            removed = await self._remote.unlink_matching(self.keyspace.entries(glob))
+        except CacheUnavailable:
+            self._counts.add("remote_errors")
+            return 0
+        self._deferred.patterns.pop(glob, None)
+        return removed
+
+    async def forget_tags(self, tags: Iterable[str]) -> None:
+        """Give tags new tokens: every entry written with the old ones is a miss from now on, everywhere."""
+        wanted = list(tags)
+        self._deferred.add_tags(wanted)
+        await self._deliver_tags(wanted)
+
+    async def forget_all(self) -> None:
+        """Begin a new generation; the old entries are unreachable at once and leave with their TTL."""
+        self._deferred.everything = True
+        await self._deliver_everything()
+
+    async def _deliver_keys(self, keys: Sequence[str]) -> int | None:
+        leases = [self.keyspace.lease(key) for key in keys]
+        names = [self.keyspace.name(key) for key in keys]
+        try:
+            # Leases first: once the entry is gone nobody may still have the right to write the old value back.
+            _, removed = await asyncio.gather(self._remote.unlink(leases), self._remote.unlink(names))
+        except CacheUnavailable:
+            return None
+        self._deferred.keys.difference_update(keys)
+        return removed
+
+    async def _deliver_tags(self, tags: Sequence[str]) -> None:
+        names = [self.keyspace.tag(tag) for tag in tags]
+        replies = await self._remote.call_each(
+            (name, ("SET", name, self._random(), "PX", TAG_TTL_MS)) for name in names
+        )
+        for tag, reply in zip(tags, replies, strict=True):
+            if isinstance(reply, BaseException):
+                self._counts.add("remote_errors")
+            else:
+                self._deferred.tags.discard(tag)
+
+    async def _deliver_everything(self) -> None:
+        generation = self._random()
+        try:
+            await self._remote.call(self.keyspace.generation_key, "SET", self.keyspace.generation_key, generation)
+        except CacheUnavailable:
+            self._counts.add("remote_errors")
+            return
+        self.keyspace.enter(generation)
+        self._deferred.clear()
+
+    # -- upkeep -------------------------------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        """Notice other processes' `clear`, and deliver what could not be delivered."""
+        while True:
+            try:
+                async with asyncio.timeout(GENERATION_CHECK_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass  # time for a look all the same
+            self._wake.clear()
+            if self._remote.is_available:
+                await self._deliver_deferred()
+                await self._learn_generation()
+
+    async def _deliver_deferred(self) -> None:
+        deferred = self._deferred
+        if deferred.everything:
+            await self._deliver_everything()
+        if self.keyspace.generation is None or not deferred.is_owed:
+            return
+        if deferred.keys:
+            await self._deliver_keys(list(deferred.keys))
+        if deferred.tags:
+            await self._deliver_tags(list(deferred.tags))
+        for glob in list(deferred.patterns):
+            await self.forget_matching(glob)
+
+    async def _learn_generation(self) -> None:
+        name = self.keyspace.generation_key
+        try:
+            generation = await self._remote.call(name, "GET", name)
+            if generation is None:
+                await self._remote.call(name, "SET", name, self._random(), "NX")
+                generation = await self._remote.call(name, "GET", name)
+        except CacheUnavailable:
+            return
+        if isinstance(generation, bytes) and generation != self.keyspace.generation and not self._deferred.everything:
+            known_before = self.keyspace.generation is not None
+            self.keyspace.enter(generation)
+            if known_before:
+                self._near.forget_all()
+
+    def _random(self) -> bytes:
+        return b"%016x" % self._tokens.getrandbits(64)
+
+
+class Sealed:
+    """An entry ready to be written."""
+
+    __slots__ = ("data", "key", "life_ms", "version")
+
+    def __init__(self, key: str, data: bytes, life_ms: int | None, version: int) -> None:
+        self.key = key
+        self.data = data
+        self.life_ms = life_ms
+        self.version = version
+
+
+class Deferred:
+    """Invalidations that the tier has not confirmed yet."""
+
+    __slots__ = ("_keys_max", "everything", "keys", "patterns", "tags")
+
+    def __init__(self, keys_max: int) -> None:
+        self._keys_max = keys_max
+        self.keys: set[str] = set()
+        self.tags: set[str] = set()
+        self.patterns: dict[str, re.Pattern[str]] = {}
+        self.everything = False
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether anything is."""
+        return bool(self.keys or self.everything or self.patterns or self.tags)
+
+    def covers(self, key: str) -> bool:
+        """Whether what the tier says about `key` may not be believed."""
+        if self.everything or key in self.keys:
+            return True
+        return any(pattern.match(key) for pattern in self.patterns.values())
+
+    def add_keys(self, keys: Iterable[str]) -> None:
+        """Keep keys; too many become a `clear`."""
+        self.keys.update(keys)
+        if len(self.keys) > self._keys_max:
+            self.clear()
+            self.everything = True
+
+    def add_tags(self, tags: Iterable[str]) -> None:
+        """Keep tags; too many become a `clear`."""
+        self.tags.update(tags)
+        if len(self.tags) > self._keys_max:
+            self.clear()
+            self.everything = True
+
+    def add_pattern(self, glob: str) -> None:
+        """Keep a pattern; too many become a `clear`."""
+        self.patterns[glob] = glob_pattern(glob)
+        if len(self.patterns) > PATTERNS_MAX:
+            self.clear()
+            self.everything = True
+
+    def clear(self) -> None:
+        """Nothing is owed any more."""
+        self.keys.clear()
+        self.tags.clear()
+        self.patterns.clear()
+        self.everything = False
+
+    def names(self) -> list[str]:
+        """What is owed, for people."""
+        return [*self.keys, *(f"tag {tag}" for tag in self.tags), *self.patterns, *(["*"] if self.everything else [])]

@@ -1,0 +1,191 @@
+"""The service as one ASGI application: our API in front, somebody's own application behind it."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from headrace import __version__
+from headrace.app import Rooms
+from headrace.clock import SystemClock
+from headrace.config import Config
+from headrace.errors import BackendError, BugError, HeadraceError, PathNotFound, Unauthorized
+from headrace.events import Observer
+from headrace.server import reference
+from headrace.server.agents_api import AgentsApi
+from headrace.server.exchange import Answer, Endpoint, Operation, problem_answer, reply_with
+from headrace.server.live import Live
+from headrace.server.openapi import document
+from headrace.server.static import dashboard_app
+from headrace.server.system_api import SystemApi
+
+_HEALTH = "/api/v1/system/health"
+_GUARDED = ("/api/v1/", "/metrics", "/openapi.json", "/docs")
+
+# Asked tens of thousands of times a second: the router tries routes in order.
+_HOT = ("agentStatus", "executeAgent")
+
+
+class Headrace:
+    """A headrace service in an ASGI application of your own, or alone.
+
+    ```python
+    app = Headrace(load_config("headrace.toml")).asgi(my_app)   # then: uvicorn module:app
+    ```
+
+    Its rooms open at lifespan start-up and close at shutdown, together with those of the wrapped application.
+    """
+
+    def __init__(self, config: Config | None = None, *, observer: Observer | None = None, **placement: Any) -> None:
+        self.config = config or Config()
+        self.rooms = Rooms(self.config, observer=observer, **placement)
+        self._live = Live(self.rooms.monitor.snapshot, clock=SystemClock())
+
+    def asgi(self, app: ASGIApp | None = None) -> ASGIApp:
+        """The whole service; what is not ours goes to `app`, or is a 404."""
+        operations = (
+            *AgentsApi(self.rooms.agents).operations(),
+            *SystemApi(self.rooms, version=__version__).operations(),
+        )
+        server = self.config.server
+        described = document(operations, title="headrace", version=__version__, has_token=bool(server.token))
+        routes = [
+            Route(operation.path, self._endpoint(operation))
+            for operation in sorted(operations, key=lambda each: each.name not in _HOT)
+        ]
+        routes.append(Route("/api/v1/system/live", self._live))
+        routes.append(Route("/openapi.json", _Page(msgspec.json.encode(described), "application/json")))
+        routes.append(Route("/docs", _Page(reference.page(described).encode(), "text/html", reference.POLICY)))
+        dashboard = dashboard_app()
+        routes += [Route("/dashboard", dashboard), Route("/dashboard/{file:path}", dashboard)]
+        router: ASGIApp = Router(routes, redirect_slashes=False, default=app or _nothing_here)
+        if server.token:
+            router = _TokenGate(router, server.token)
+        return _Service(self.rooms, self.rooms.monitor.middleware(router), app)
+
+    async def drain(self) -> None:
+        """End the streams, which would otherwise keep a stopping server waiting."""
+        await self._live.close()
+
+    def _endpoint(self, operation: Operation) -> Endpoint:
+        server = self.config.server
+        return Endpoint(
+            operation,
+            bytes_max=server.body_bytes_max,
+            timeout_s=server.request_timeout_s,
+            observer=self.rooms.observer,
+        )
+
+
+class _Service:
+    """Lifespan for the rooms and for the wrapped application; everything else goes through."""
+
+    def __init__(self, rooms: Rooms, served: ASGIApp, wrapped: ASGIApp | None) -> None:
+        self._rooms = rooms
+        self._served = served
+        self._wrapped = wrapped
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One scope."""
+        if scope["type"] != "lifespan":
+            return await self._served(scope, receive, send)
+        await receive()
+        try:
+            async with self._rooms, _lifespan_of(self._wrapped, scope):
+                await send({"type": "lifespan.startup.complete"})
+                await receive()
+        except HeadraceError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+        return None
+
+
+@asynccontextmanager
+async def _lifespan_of(app: ASGIApp | None, scope: Scope) -> AsyncIterator[None]:
+    """The wrapped application's own start-up and shutdown; one that knows no lifespan is left alone."""
+    if app is None:
+        yield
+        return
+    to_app: asyncio.Queue[Message] = asyncio.Queue(maxsize=2)
+    from_app: asyncio.Queue[Message] = asyncio.Queue(maxsize=2)
+    running = asyncio.get_running_loop().create_task(_run(app, scope, to_app.get, from_app.put))
+    try:
+        if await _step("startup", running, to_app, from_app):
+            yield
+            await _step("shutdown", running, to_app, from_app)
+        else:
+            yield
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def _run(app: ASGIApp, scope: Scope, receive: Callable[[], Any], send: Callable[[Message], Any]) -> None:
+    await app(scope, receive, send)
+
+
+async def _step(
+    name: str, running: asyncio.Task[None], to_app: "asyncio.Queue[Message]", from_app: "asyncio.Queue[Message]"
+) -> bool:
+    """Send one lifespan message and wait for its answer; False if the application does not take part."""
+    await to_app.put({"type": f"lifespan.{name}"})
+    reply = asyncio.get_running_loop().create_task(from_app.get())
+    await asyncio.wait({reply, running}, return_when=asyncio.FIRST_COMPLETED)
+    if not reply.done():
+        reply.cancel()
+        return False
+    message = reply.result()
+    if message["type"] == f"lifespan.{name}.failed":
+        raise BackendError(
+            f"The wrapped application failed at {name}: {message.get('message') or 'it gave no reason'}.",
+            fix="See its own traceback above.",
+        )
+    return True
+
+
+class _TokenGate:
+    """Lets only those who know the token at our own paths; the wrapped application has its own doors."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._expected = b"Bearer " + token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Compare in constant time."""
+        if scope["type"] != "http" or scope["path"] == _HEALTH or not scope["path"].startswith(_GUARDED):
+            return await self._app(scope, receive, send)
+        offered = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if hmac.compare_digest(offered, self._expected):
+            return await self._app(scope, receive, send)
+        return await reply_with(send, problem_answer(Unauthorized(f"{scope['path']} needs the server's token.")))
+
+
+class _Page:
+    """A document that does not change while the server runs."""
+
+    def __init__(self, body: bytes, media_type: str, policy: str = "default-src 'none'") -> None:
+        headers = (
+            (b"content-type", f"{media_type}; charset=utf-8".encode()),
+            (b"content-security-policy", policy.encode()),
+        )
+        self._answer = Answer(body, 200, headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await reply_with(send, self._answer)
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+        await reply_with(send, problem_answer(PathNotFound(f"Nothing is served at {scope['path']}.")))
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1000})
+    else:
+        raise BugError(f"A scope of type {scope['type']!r} reached the end of the router.")

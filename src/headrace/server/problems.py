@@ -1,0 +1,55 @@
+"""Errors as RFC 9457 problem details: which status an error has, and its JSON."""
+
+import msgspec
+
+from headrace import errors
+
+MEDIA_TYPE = b"application/problem+json"
+
+# By class; the nearest ancestor wins. What is not here falls to CallerError, BackendError or BugError.
+_STATUS: dict[type[errors.HeadraceError], int] = {
+    errors.CallerError: 400,
+    errors.InvalidRequest: 422,
+    errors.BodyTooLarge: 413,
+    errors.PathNotFound: 404,
+    errors.MethodNotAllowed: 405,
+    errors.AgentInvalid: 422,
+    errors.AgentNotFound: 404,
+    errors.VersionNotFound: 404,
+    errors.ExecutionNotFound: 404,
+    errors.VersionConflict: 409,
+    errors.ExecutionConflict: 409,
+    errors.Unauthorized: 401,
+    errors.BackendError: 503,
+    errors.OutcomeUnknown: 500,
+    errors.RequestTimeout: 504,
+    errors.HeadraceError: 500,
+    errors.BugError: 500,
+}
+
+RETRY_AFTER_S = 1
+"""What a 503 asks the client to wait: an embedded server is back within seconds."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """RFC 9457 members, and two of ours: the stable `code` and what to do, `fix`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    fix: str
+
+
+def status_of(error: errors.HeadraceError) -> int:
+    """The HTTP status of an error."""
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
+
+
+def problem(error: errors.HeadraceError, *, status: int | None = None) -> Problem:
+    """An error as the client sees it."""
+    title = (type(error).__doc__ or error.code).split("\n")[0].rstrip(".")
+    return Problem(
+        f"urn:headrace:problem:{error.code}", title, status or status_of(error), error.message, error.code, error.fix
+    )

@@ -1,0 +1,107 @@
+"""A process that serves HTTP: `python -m headrace.server.worker ASSIGNMENT`."""
+
+import importlib
+import os
+import socket
+import sys
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from headrace.clock import SystemClock
+from headrace.config import Config
+from headrace.errors import CallerError, ConfigError, HeadraceError
+from headrace.server import log
+from headrace.server.application import Headrace
+from headrace.server.assignment import Assignment
+from headrace.server.pulse import Pulse
+
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: starting again would not help."""
+
+
+def imported(path: str) -> ASGIApp:
+    """The application that `module:attribute` names, looked up from the working directory first."""
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise ConfigError(f"{path!r} does not name an application.", fix="Write it as module:app.")
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - sys.path holds strings
+    try:
+        found: ASGIApp = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"{path!r} cannot be imported: {error}.", fix="Run `headrace up` where `python -c 'import module'` works."
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"{path!r} is a {type(found).__name__}, not an ASGI application.")
+    return found
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends our streams before it waits for its connections, and whose loop beats."""
+
+    def __init__(self, config: uvicorn.Config, headrace: Headrace, alive_fd: int) -> None:
+        super().__init__(config)
+        self._headrace = headrace
+        self._pulse = Pulse(alive_fd, clock=SystemClock())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open, then give the first sign of life."""
+        await super().startup(sockets)
+        if not self.should_exit:
+            await self._pulse.__aenter__()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then close."""
+        await self._headrace.drain()
+        await super().shutdown(sockets)
+        await self._pulse.__aexit__(None, None, None)
+
+
+def serve(assignment: Assignment, config: Config) -> int:
+    """Serve until told to stop; the exit code."""
+    headrace = Headrace(
+        config,
+        observer=log.LogObserver(),
+        directory=assignment.directory,
+        worker=assignment.worker,
+        supervisor_pid=assignment.supervisor_pid,
+    )
+    wrapped = imported(assignment.application) if assignment.application else None
+    server = Server(
+        uvicorn.Config(
+            headrace.asgi(wrapped),
+            loop="uvloop",
+            http="httptools",
+            lifespan="on",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=round(config.server.drain_s),
+            timeout_keep_alive=75,
+            backlog=4096,
+        ),
+        headrace,
+        assignment.alive_fd,
+    )
+    server.run(sockets=[socket.socket(fileno=assignment.listen_fd)])
+    return 0 if server.started else EXIT_CONFIG
+
+
+def main() -> int:
+    """Run the worker that the argument describes."""
+    assignment = Assignment.from_argument(sys.argv[1])
+    try:
+        config = assignment.config()
+        log.configure(config.log, process=f"worker-{assignment.worker}")
+        return serve(assignment, config)
+    except CallerError as error:
+        sys.stderr.write(f"headrace: {error}\n")
+        return EXIT_CONFIG
+    except HeadraceError as error:
+        sys.stderr.write(f"headrace: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

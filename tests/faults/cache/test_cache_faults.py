@@ -1,0 +1,220 @@
+"""Redis slow, deaf, killed, restarted, flushed: what the callers of the cache see of it, and for how long."""
+
+import asyncio
+import signal
+
+import pytest
+
+from headrace.cache import CachePolicy, Strategy
+from headrace.errors import CacheUnavailable
+from headrace.events import TierRecovered, TierUnavailable, WriteDropped
+from tests.redis_servers import CLOCK, until
+
+QUICK = {"timeout": 0.2, "connect_timeout": 0.2, "reconnect_wait_max": 0.1}
+
+
+def start(work) -> asyncio.Task:
+    return asyncio.get_running_loop().create_task(work)
+
+
+async def usable(cache) -> None:
+    """Return when values reach the shared tier again."""
+    for number in range(500):
+        await cache.set("probe", number)
+        if await cache.get("probe") == number and cache.statistics().remote_available:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the shared tier never came back")
+
+
+async def test_a_dead_server_never_breaks_a_caller(open_cache, server, witness):
+    """With Redis gone every call still answers: reads load, writes stay in memory, and the observer is told once."""
+    cache = await open_cache(remote=QUICK)
+    await cache.set("before", 1)
+    server.stop()
+    assert await cache.get_or_load("k", lambda: "loaded") == "loaded"
+    await cache.set("w", 2)
+    assert await cache.get("w") == 2
+    assert await cache.get_many(["w", "x"]) == {"w": 2}
+    assert await cache.delete("w") == 1
+    assert await cache.get("w") is None
+    await cache.invalidate_tag("t")
+    await cache.invalidate_pattern("b*")
+    assert await cache.get("before") is None
+    assert len(witness.seen(TierUnavailable)) == 1
+    assert witness.seen(WriteDropped)
+    assert cache.statistics().remote_available is False
+
+
+async def test_opening_without_a_server_works(open_cache, server, witness):
+    """A cache opens although Redis is away, loads by itself, and uses it when it comes."""
+    server.stop()
+    cache = await open_cache(remote=QUICK, memory=None)
+    assert await cache.get_or_load("k", lambda: 1) == 1
+    await asyncio.to_thread(server.start)
+    await usable(cache)
+    recovered = witness.seen(TierRecovered)
+    assert len(recovered) == 1
+    assert recovered[0].down_s > 0
+
+
+async def test_a_restart_is_survived(open_cache, server):
+    """After kill -9 and a restart the same cache works again by itself."""
+    cache = await open_cache(remote=QUICK, memory=None)
+    for _ in range(3):
+        await usable(cache)
+        server.stop()
+        assert await cache.get_or_load("k", lambda: 1) == 1
+        await asyncio.to_thread(server.start)
+    await usable(cache)
+
+
+async def test_a_deaf_server_costs_one_timeout(open_cache, server, witness):
+    """A server that stops answering fails the calls on the way after the timeout and later ones at once."""
+    cache = await open_cache(remote=QUICK, memory=None)
+    await usable(cache)
+    server.signal(signal.SIGSTOP)
+    try:
+        started = CLOCK.monotonic()
+        assert await cache.get("k", "miss") == "miss"
+        assert 0.15 < CLOCK.monotonic() - started < 2
+        await until(lambda: witness.seen(TierUnavailable), "told")
+        started = CLOCK.monotonic()
+        for _ in range(100):
+            assert await cache.get("k", "miss") == "miss"
+        assert CLOCK.monotonic() - started < 0.2
+    finally:
+        server.signal(signal.SIGCONT)
+    await usable(cache)
+
+
+async def test_killed_connections_fail_what_is_on_the_way_and_nothing_else(open_cache, server):
+    """With the connection killed again and again no call hangs, raises or gets another call's reply."""
+    cache = await open_cache(remote=QUICK, memory=None)
+    keys = [f"k{number}" for number in range(50)]
+    await cache.set_many({key: key for key in keys})
+    running = True
+
+    async def read_on(key: str) -> int:
+        reads = 0
+        while running:
+            assert await cache.get(key) in {key, None}
+            reads += 1
+        return reads
+
+    readers = [start(read_on(key)) for key in keys]
+    with server.client() as client:
+        for _ in range(20):
+            for line in await asyncio.to_thread(client.client_list):
+                if line["name"] == "headrace":
+                    await asyncio.to_thread(client.client_kill, line["addr"])
+            await asyncio.sleep(0.01)
+    await usable(cache)
+    running = False
+    assert min(await asyncio.gather(*readers)) > 0
+    assert await cache.get_many(keys) == {key: key for key in keys}
+
+
+async def test_an_invalidation_is_delivered_when_the_server_returns(open_cache, server):
+    """What was deleted while Redis could not be reached is not believed until the delete was delivered."""
+    a = await open_cache(remote=QUICK, memory=None)
+    b = await open_cache(remote=QUICK, memory=None)
+    await a.set_many({"deleted": "old", "kept": 1})
+    await a.set("tagged", "old", tags=["t"])
+    server.signal(signal.SIGSTOP)
+    await a.delete("deleted")
+    await a.invalidate_tag("t")
+    server.signal(signal.SIGCONT)
+    for _ in range(200):
+        assert await a.get("deleted") is None
+        assert await a.get("tagged") is None
+        if await a.get("kept") == 1 and await b.get("deleted") is None and await b.get("tagged") is None:
+            break
+        await asyncio.sleep(0.02)
+    assert await b.get_many(["deleted", "tagged", "kept"]) == {"kept": 1}
+
+
+async def test_too_many_owed_invalidations_clear_the_namespace(open_cache, server):
+    """Beyond deferred_max single keys are not remembered: everything is cleared on return, so nothing old survives."""
+    a = await open_cache(remote={**QUICK, "deferred_max": 10}, memory=None)
+    b = await open_cache(remote=QUICK, memory=None)
+    await a.set_many({f"k{number}": "old" for number in range(50)})
+    server.signal(signal.SIGSTOP)
+    await asyncio.gather(*(a.delete(f"k{number}") for number in range(20)))
+    server.signal(signal.SIGCONT)
+    await usable(a)
+    for _ in range(200):
+        if await b.get_many([f"k{number}" for number in range(50)]) == {}:
+            break
+        await asyncio.sleep(0.02)
+    assert await b.get_many([f"k{number}" for number in range(50)]) == {}
+
+
+async def test_a_write_that_was_lost_is_not_overtaken_by_the_old_value(open_cache, server):
+    """After a failed set the old shared value is not served by this process, and is removed on return."""
+    cache = await open_cache(remote=QUICK, memory=None)
+    await cache.set("k", "old")
+    server.signal(signal.SIGSTOP)
+    await cache.set("k", "new")
+    server.signal(signal.SIGCONT)
+    await usable(cache)
+    for _ in range(200):
+        assert await cache.get("k") in {None, "new"}
+        await asyncio.sleep(0.001)
+
+
+async def test_strict_write_through_says_that_it_failed(open_cache, server):
+    """WRITE_THROUGH with stale_max=0 raises when the shared tier did not take the value; others do not."""
+    policies = [
+        CachePolicy(match="strict:*", strategy=Strategy.WRITE_THROUGH, stale_max=0),
+        CachePolicy(match="*", strategy=Strategy.WRITE_THROUGH),
+    ]
+    cache = await open_cache(remote=QUICK, policies=policies)
+    server.stop()
+    await cache.set("lenient:1", 1)
+    with pytest.raises(CacheUnavailable, match="strict:1"):
+        await cache.set("strict:1", 1)
+
+
+async def test_stale_copies_answer_reads_while_the_server_is_away(open_cache, server):
+    """get serves an expired copy within stale_max when the shared tier cannot be asked."""
+    cache = await open_cache(remote=QUICK, policies=[CachePolicy(ttl=0.05, stale_max=60, jitter=0)])
+    await cache.set("k", "old")
+    server.stop()
+    await until(lambda: cache.entry_lookup("k").fresh_until < cache.now(), "the copy went stale")
+    assert await cache.get("k") == "old"
+    assert cache.statistics().stale_served == 1
+
+
+async def test_a_flood_is_bounded(open_cache, server):
+    """More calls than pending_max on the way fail at once instead of queueing without end."""
+    cache = await open_cache(remote={**QUICK, "pending_max": 100}, memory=None)
+    await usable(cache)
+    outcomes = await asyncio.gather(*(cache.get("probe", "miss") for _ in range(1000)))
+    assert outcomes.count("miss") >= 800
+    assert cache.statistics().remote_errors >= 800
+    await usable(cache)
+
+
+async def test_a_readonly_server_degrades(open_cache, server, witness):
+    """A server that refuses writes costs the write, not the caller."""
+    cache = await open_cache(remote=QUICK, memory=None)
+    await cache.set("k", 1)
+    with server.client() as client:
+        client.replicaof("127.0.0.1", "1")
+        await cache.set("k", 2)
+        assert witness.seen(WriteDropped)
+        client.replicaof("no", "one")
+    await usable(cache)
+
+
+async def test_a_full_server_degrades(open_cache, server, witness):
+    """A server out of memory refuses the value; the caller is not told, the observer is."""
+    cache = await open_cache(remote=QUICK)
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        await cache.set("k", 1)
+        assert await cache.get("k") == 1
+        assert "OOM" in witness.seen(WriteDropped)[0].reason
+        client.config_set("maxmemory", "0")
+    await usable(cache)

@@ -1,0 +1,105 @@
+"""The whole service under load while its parts are killed: it repairs itself, and what it acknowledged is kept."""
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+from tests.running import Connection, Service, execute_steadily, running
+
+ECHO = "async def Agent(input, context): return input"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    """One service for all tests here: each must leave it whole."""
+    with running(tmp_path_factory.mktemp("service"), "--workers", "2") as service:
+        service.deploy("echo", ECHO)
+        yield service
+
+
+async def whole_again(port: int, *, since: float, within_s: float) -> float:
+    """Seconds until 200 executions in a row succeed."""
+    in_a_row = 0
+    while in_a_row < 200:
+        assert time.monotonic() - since < within_s, "the service did not recover in time"
+        connection = await Connection.open(port)
+        try:
+            while in_a_row < 200:
+                status, _ = await connection.call("POST", "/api/v1/agents/echo/execute", {"input": 1})
+                in_a_row = in_a_row + 1 if status == 200 else 0
+                assert time.monotonic() - since < within_s, "the service did not recover in time"
+        except ConnectionError:
+            in_a_row = 0
+        finally:
+            await connection.close()
+    return time.monotonic() - since
+
+
+async def under_load(service: Service, kill):
+    """Execute 500 times a second, kill something, wait until the service is whole; the load and what was killed."""
+    stop = asyncio.Event()
+    load = asyncio.create_task(execute_steadily(service.port, "echo", rate=500, stop=stop))
+    await asyncio.sleep(1)
+    killed_at = time.monotonic()
+    killed = await asyncio.to_thread(kill)
+    await whole_again(service.port, since=killed_at, within_s=10)
+    await asyncio.sleep(0.5)
+    stop.set()
+    return await load, killed
+
+
+async def all_there(service: Service, ids: list[str]) -> None:
+    """Every one of these executions is on record as completed."""
+    connection = await Connection.open(service.port)
+    for execution_id in ids:
+        status, answer = await connection.call("GET", f"/api/v1/agents/echo/executions/{execution_id}")
+        assert (status, answer.get("status")) == (200, "completed"), answer
+    await connection.close()
+
+
+async def test_a_killed_worker_fails_only_what_it_was_answering(service):
+    """Its connections break, everybody else is served by the others, and a new worker takes its place."""
+    load, killed = await under_load(service, lambda: service.kill("worker-0"))
+    await asyncio.to_thread(service.wait_for_restart, "worker-0", killed)
+    broken = [code for _, code in load.problems]
+    assert set(broken) <= {"ConnectionResetError", "BrokenPipeError"}
+    assert len(broken) <= 16
+    await all_there(service, load.acknowledged)
+
+
+async def test_a_killed_redis_fails_no_request(service):
+    """The cache degrades to the database and comes back by itself."""
+    load, killed = await under_load(service, lambda: service.kill("redis"))
+    await asyncio.to_thread(service.wait_for_restart, "redis", killed)
+    assert load.problems == []
+    await all_there(service, load.acknowledged)
+
+
+@pytest.mark.parametrize("shard", ["shard-0", "shard-1"])
+async def test_a_killed_postgres_loses_nothing_that_was_acknowledged(service, shard):
+    """Requests wait or are told that the database is away; every answered execution is still there afterwards."""
+    load, killed = await under_load(service, lambda: service.kill(shard))
+    await asyncio.to_thread(service.wait_for_restart, shard, killed)
+    assert {code for _, code in load.problems} <= {"database-unavailable", "outcome-unknown"}
+    await all_there(service, load.acknowledged)
+    status, health = await asyncio.to_thread(service.call, "GET", "/api/v1/system/health")
+    assert (status, health["status"]) == (200, "ok")
+
+
+async def test_a_killed_controller_is_restarted(service):
+    """Requests go on meanwhile, and the snapshot moves again."""
+    load, killed = await under_load(service, lambda: service.kill("controller"))
+    await asyncio.to_thread(service.wait_for_restart, "controller", killed)
+    assert load.problems == []
+
+
+def test_a_worker_that_hangs_is_replaced(tmp_path):
+    """A stopped process gives no sign of life: it is killed, and its replacement serves."""
+    with running(tmp_path, "--workers", "1", environment={"HEADRACE_SERVER_SILENCE_MAX_S": "2"}) as service:
+        hanging = service.children()["worker-0"]
+        os.kill(hanging, signal.SIGSTOP)
+        service.wait_for_restart("worker-0", hanging)
+        assert service.call("GET", "/api/v1/agents")[0] == 200

@@ -1,0 +1,204 @@
+"""`headrace up`: comes up, refuses politely, scales, wraps an application, and leaves nothing behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tests.running import running
+
+APP = """
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+state = {}
+
+@asynccontextmanager
+async def lifespan(app):
+    state["opened"] = "yes"
+    yield
+
+async def hello(request):
+    return PlainTextResponse(f"hello {state['opened']}", headers={"content-type": "application/json"})
+
+app = Starlette(routes=[Route("/hello", hello)], lifespan=lifespan)
+not_an_app = 5
+"""
+
+
+def attempt(tmp_path, *arguments, environment=None):
+    """`headrace up` that is expected to refuse: its exit code and what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace", "up", "--directory", str(tmp_path / "data"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={**os.environ, **(environment or {})},
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def wait_until(condition, *, timeout_s=20.0):
+    """Return when the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.05)
+
+
+def is_worker(process):
+    """Whether it serves; one that has just ended does not."""
+    try:
+        return "headrace.server.worker" in process.cmdline()
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return False
+
+
+def test_a_taken_port_is_named(tmp_path):
+    """Nothing is started, not even a directory is made."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        code, said = attempt(tmp_path, "--port", str(port))
+    assert code == 1
+    assert f"Port {port} of 127.0.0.1 is taken" in said
+    assert "--port" in said
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "said"),
+    [
+        (["--host", "0.0.0.0"], {}, "no server.token"),
+        ([], {"HEADRACE_SERVER_PROT": "1"}, "Did you mean 'HEADRACE_SERVER_PORT'"),
+        (["--config", "absent.toml"], {}, "cannot be read"),
+        (["--port", "0", "nowhere:app"], {}, "'nowhere:app' cannot be imported"),
+        (["--port", "0", "module"], {}, "Write it as module:app"),
+    ],
+)
+def test_a_mistake_is_told_and_nothing_stays_up(tmp_path, arguments, environment, said):
+    """Exit code 1, the reason, the fix."""
+    code, output = attempt(tmp_path, *arguments, environment=environment)
+    assert code == 1
+    assert said in output
+    assert "Fix:" in output
+
+
+def test_a_directory_of_another_postgres_is_refused(tmp_path):
+    """Both versions are named, and the data is left alone."""
+    data = tmp_path / "data" / "shard-0" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("13\n")
+    code, said = attempt(tmp_path, "--port", "0")
+    assert code == 1
+    assert "13" in said
+    assert (data / "PG_VERSION").read_text() == "13\n"
+
+
+def test_a_second_service_in_one_directory_is_refused(tmp_path):
+    """It names the first, which is not disturbed."""
+    with running(tmp_path, "--workers", "1") as service:
+        code, said = attempt(tmp_path, "--port", "0")
+        assert code == 1
+        assert str(service.process.pid) in said
+        assert service.call("GET", "/api/v1/system/health")[0] == 200
+
+
+def test_workers_are_added_and_removed_by_signals(tmp_path):
+    """SIGTTIN adds one, SIGTTOU drains one, and the last one stays."""
+    with running(tmp_path, "--workers", "1") as service:
+
+        def workers():
+            return sum(is_worker(child) for child in psutil.Process(service.process.pid).children())
+
+        wait_until(lambda: workers() == 1)
+        service.process.send_signal(signal.SIGTTIN)
+        wait_until(lambda: workers() == 2)
+        service.process.send_signal(signal.SIGTTOU)
+        wait_until(lambda: workers() == 1)
+        service.process.send_signal(signal.SIGTTOU)
+        service.deploy("echo", "async def Agent(input, context): return input")
+        assert workers() == 1
+        wait_until(lambda: len(service.call("GET", "/api/v1/system/health")[1]["workers"]) == 1)
+
+
+def test_killing_the_supervisor_leaves_no_process(tmp_path):
+    """The kernel ends its children, and the next one starts in the same directory with the same data."""
+    with pytest.raises(AssertionError), running(tmp_path, "--workers", "1") as service:
+        service.deploy("echo", "async def Agent(input, context): return input")
+        children = psutil.Process(service.process.pid).children(recursive=True)
+        service.process.kill()
+        service.process.wait()
+        _, alive = psutil.wait_procs(children, timeout=15)
+        assert alive == []
+        raise AssertionError("the block of a killed service cannot end cleanly")
+    with running(tmp_path, "--workers", "1") as service:
+        assert service.call("GET", "/api/v1/agents/echo")[0] == 200
+
+
+def test_it_wraps_an_application(tmp_path):
+    """What is not ours is answered by the application, whose own lifespan has run."""
+    (tmp_path / "mine.py").write_text(APP)
+    os_path = {"PYTHONPATH": str(tmp_path)}
+    with running(tmp_path, "--workers", "1", "mine:app", environment=os_path) as service:
+        connection = socket.create_connection(("127.0.0.1", service.port))
+        connection.sendall(b"GET /hello HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        answer = b""
+        while chunk := connection.recv(4096):
+            answer += chunk
+        connection.close()
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert answer.endswith(b"hello yes")
+        assert service.call("GET", "/api/v1/system/health")[0] == 200
+    code, said = attempt(tmp_path, "--port", "0", "mine:not_an_app", environment=os_path)
+    assert code == 1
+    assert "is a int, not an ASGI application" in said
+
+
+def test_a_stopping_service_answers_what_it_accepted(tmp_path):
+    """SIGTERM while an execution runs: the client gets its result."""
+    import asyncio
+
+    from tests.running import one_call
+
+    with running(tmp_path, "--workers", "1") as service:
+        service.deploy(
+            "slow", "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(1)\n    return 7"
+        )
+
+        async def stop_meanwhile():
+            call = asyncio.create_task(one_call(service.port, "POST", "/api/v1/agents/slow/execute", {"input": 1}))
+            await asyncio.sleep(0.3)
+            service.process.send_signal(signal.SIGTERM)
+            return await call
+
+        status, execution = asyncio.run(stop_meanwhile())
+    assert (status, execution["output"]) == (200, 7)
+
+
+def test_a_token_guards_everything_but_health_and_page(tmp_path):
+    """Without it 401 and a fix; with it the service; the token itself is in no log."""
+    token = "a token of more than sixteen characters"
+    with running(tmp_path, "--workers", "1", environment={"HEADRACE_SERVER_TOKEN": token}) as service:
+        assert service.call("GET", "/api/v1/system/health")[0] == 200
+        for path in ("/api/v1/agents", "/metrics", "/openapi.json", "/docs", "/api/v1/system/history"):
+            status, problem = service.call("GET", path)
+            assert (status, problem["code"]) == (401, "unauthorized")
+        client = [sys.executable, "-m", "headrace", "agents", "--url", service.url, "list"]
+        for offered, code in ((token, 0), ("another token of sixteen", 1)):
+            done = subprocess.run(
+                client, env={**os.environ, "HEADRACE_SERVER_TOKEN": offered}, capture_output=True, check=False
+            )
+            assert done.returncode == code
+        assert token not in service.log.read_text()

@@ -1,0 +1,218 @@
+"""A real `headrace up` in a process of its own, and a lean client to put it under load."""
+
+import asyncio
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+START_TIMEOUT_S = 60.0
+
+
+@dataclass
+class Service:
+    """One running service."""
+
+    process: subprocess.Popen[str]
+    url: str
+    log: Path
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    def children(self) -> dict[str, int]:
+        """Process ids by the supervisor's names, from its log: the newest of each."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return {line["name"]: line["pid"] for line in lines if line.get("event") == "ProcessStarted"}
+
+    def kill(self, name: str) -> int:
+        """kill -9 one of its processes; the killed pid."""
+        pid = self.children()[name]
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def wait_for_restart(self, name: str, killed: int, *, timeout_s: float = 15.0) -> int:
+        """The pid of the process that took the killed one's place."""
+        deadline = time.monotonic() + timeout_s
+        while (pid := self.children()[name]) == killed:
+            assert time.monotonic() < deadline, f"{name} was not restarted:\n{self.log.read_text()[-2000:]}"
+            time.sleep(0.02)
+        return pid
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """One request: its status and its JSON."""
+        return asyncio.run(one_call(self.port, method, path, body))
+
+    def deploy(self, agent_id: str, source: str, version: str = "1.0.0") -> None:
+        """Put an agent into service."""
+        status, answer = self.call("POST", "/api/v1/agents/deploy", deploy_body(agent_id, source, version))
+        assert status == 201, answer
+
+
+def deploy_body(agent_id: str, source: str, version: str = "1.0.0") -> dict[str, Any]:
+    """The request that deploys a source."""
+    return {
+        "agent_metadata": {"agent_id": agent_id, "version": version},
+        "agent_code": {"source_code": base64.b64encode(source.encode()).decode()},
+    }
+
+
+@contextmanager
+def running(directory: Path, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[Service]:
+    """`headrace up` on a free port for the length of the block; it must stop cleanly and leave no process."""
+    log = directory / "up.log"
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "headrace",
+        "up",
+        "--port",
+        "0",
+        "--directory",
+        str(directory / "data"),
+        *arguments,
+    ]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env={**os.environ, "HEADRACE_LOG_FORMAT": "json", **(environment or {})},
+        )
+    try:
+        yield Service(process, _url_of(process, log), log)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, log.read_text()[-3000:]
+        _, alive = psutil.wait_procs(children, timeout=5)
+        assert alive == []
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _url_of(process: "subprocess.Popen[str]", log: Path) -> str:
+    assert process.stdout is not None
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        line = process.stdout.readline()
+        if match := re.search(r"headrace is up: (\S+)", line):
+            return match[1]
+        assert line or process.poll() is None, f"it did not come up:\n{log.read_text()[-3000:]}"
+    raise AssertionError(f"it did not come up in time:\n{log.read_text()[-3000:]}")
+
+
+async def one_call(port: int, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """One request on a connection of its own."""
+    connection = await Connection.open(port)
+    try:
+        return await connection.call(method, path, body)
+    finally:
+        await connection.close()
+
+
+class Connection:
+    """A keep-alive HTTP/1.1 connection that reads whole JSON answers."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, port: int) -> "Connection":
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def close(self) -> None:
+        self._writer.close()
+        await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
+
+    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Send a request and read its answer; ConnectionError when the other side went away."""
+        data = b"" if body is None else json.dumps(body).encode()
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+        self._writer.write(head.encode() + data)
+        try:
+            answer = await self._reader.readuntil(b"\r\n\r\n")
+            match = re.search(rb"content-length: (\d+)", answer)
+            assert match is not None, answer
+            text = await self._reader.readexactly(int(match[1]))
+        except asyncio.IncompleteReadError as error:
+            raise ConnectionResetError("the server closed the connection") from error
+        return int(answer.split(b" ", 2)[1]), json.loads(text)
+
+
+@dataclass
+class Load:
+    """What came of a load."""
+
+    acknowledged: list[str] = field(default_factory=list)
+    """Ids of executions that were answered as finished."""
+    statuses: Counter[Any] = field(default_factory=Counter)
+    problems: list[tuple[float, str]] = field(default_factory=list)
+    """When, and the code of each problem+json or the name of each connection error."""
+
+
+async def execute_steadily(
+    port: int, agent_id: str, *, rate: float, stop: asyncio.Event, connections: int = 16
+) -> Load:
+    """Execute an agent at a steady rate on several connections until told to stop."""
+    load = Load()
+    turns = asyncio.Semaphore(0)
+
+    async def pace() -> None:
+        loop = asyncio.get_running_loop()
+        started, sent = loop.time(), 0
+        while not stop.is_set():
+            due = int((loop.time() - started) * rate)
+            for _ in range(due - sent):
+                turns.release()
+            sent = due
+            await asyncio.sleep(0.005)
+        for _ in range(connections):
+            turns.release()
+
+    async def client() -> None:
+        connection = None
+        while not stop.is_set():
+            await turns.acquire()
+            try:
+                connection = connection or await Connection.open(port)
+                status, answer = await asyncio.wait_for(
+                    connection.call("POST", f"/api/v1/agents/{agent_id}/execute", {"input": {"n": 1}}), 30
+                )
+            except (ConnectionError, TimeoutError) as error:
+                load.problems.append((time.monotonic(), type(error).__name__))
+                load.statuses[type(error).__name__] += 1
+                if connection is not None:
+                    await connection.close()
+                connection = None
+                continue
+            load.statuses[status] += 1
+            if status == 200:
+                load.acknowledged.append(answer["execution_id"])
+            else:
+                load.problems.append((time.monotonic(), answer["code"]))
+        if connection is not None:
+            await connection.close()
+
+    await asyncio.gather(pace(), *(client() for _ in range(connections)))
+    return load

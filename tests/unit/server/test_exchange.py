@@ -1,0 +1,117 @@
+"""One request and its answer: bodies, limits, time, bugs."""
+
+import asyncio
+import json
+
+import msgspec
+import pytest
+
+from headrace.errors import DatabaseUnavailable
+from headrace.events import RequestFailed
+from headrace.server.exchange import Endpoint, Operation, answer
+
+DECODER = msgspec.json.Decoder(dict[str, int])
+
+
+class Notes:
+    """Keeps every event."""
+
+    def __init__(self):
+        self.events = []
+
+    def on(self, event):
+        self.events.append(event)
+
+
+async def echo(exchange):
+    return answer(await exchange.body(DECODER))
+
+
+async def called(handler, *messages, method="POST", headers=(), bytes_max=100, timeout_s=5.0, notes=None):
+    """The messages that an operation sends for the messages that it receives."""
+    operation = Operation(method="POST", path="/x", name="x", summary="", handler=handler)
+    endpoint = Endpoint(operation, bytes_max=bytes_max, timeout_s=timeout_s, observer=notes or Notes())
+    waiting, sent = list(messages), []
+
+    async def receive():
+        return waiting.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": method, "path": "/x", "headers": list(headers), "query_string": b""}
+    await endpoint(scope, receive, send)
+    return sent
+
+
+def part(body, *, more=False):
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def status_and_body(sent):
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+async def test_a_body_in_parts_is_put_together():
+    """However the server cut it."""
+    sent = await called(echo, part(b'{"a"', more=True), part(b": ", more=True), part(b"1}"))
+    assert status_and_body(sent) == (200, {"a": 1})
+
+
+async def test_a_body_without_length_is_cut_off_at_the_limit():
+    """Not a byte beyond it is kept."""
+    sent = await called(echo, part(b"x" * 60, more=True), part(b"x" * 60, more=True), part(b"never read"))
+    status, problem = status_and_body(sent)
+    assert (status, problem["code"]) == (413, "body-too-large")
+
+
+async def test_a_client_that_leaves_gets_no_answer():
+    """There is nobody to send to."""
+    assert await called(echo, part(b'{"a"', more=True), {"type": "http.disconnect"}) == []
+    assert await called(echo, {"type": "http.disconnect"}) == []
+
+
+async def test_an_answer_takes_no_longer_than_allowed():
+    """The client is told, and the event names the route."""
+
+    async def slow(exchange):
+        await asyncio.sleep(60)
+
+    notes = Notes()
+    sent = await called(slow, timeout_s=0.01, notes=notes)
+    status, problem = status_and_body(sent)
+    assert (status, problem["code"]) == (504, "request-timeout")
+    assert notes.events == [RequestFailed("POST", "/x", 504, "request-timeout")]
+
+
+async def test_what_we_depend_on_fails_with_a_503():
+    """And a time to come back."""
+
+    async def fails(exchange):
+        raise DatabaseUnavailable("Shard a does not answer.")
+
+    sent = await called(fails)
+    assert status_and_body(sent)[0] == 503
+    assert (b"retry-after", b"1") in sent[0]["headers"]
+
+
+async def test_a_bug_is_a_500_that_tells_nothing(monkeypatch):
+    """The traceback goes to the loop's exception handler, not to the client."""
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+
+    async def buggy(exchange):
+        raise KeyError("secret")
+
+    status, problem = status_and_body(await called(buggy))
+    assert (status, problem["code"]) == (500, "bug")
+    assert "secret" not in json.dumps(problem)
+    assert [type(error) for error in told] == [KeyError]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "OPTIONS"])
+async def test_another_method_is_refused_with_the_right_one(method):
+    """The Allow header names it."""
+    sent = await called(echo, method=method)
+    assert sent[0]["status"] == 405
+    assert (b"allow", b"POST") in sent[0]["headers"]

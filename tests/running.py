@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +96,9 @@ def running(directory: Path, *arguments: str, environment: dict[str, str] | None
         )
     try:
         yield Service(process, _url_of(process, log), log)
+        if process.poll() is not None:
+            assert process.returncode == -signal.SIGKILL, f"it ended by itself:\n{log.read_text()[-3000:]}"
+            return
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, log.read_text()[-3000:]
@@ -166,9 +168,12 @@ class Load:
 
     acknowledged: list[str] = field(default_factory=list)
     """Ids of executions that were answered as finished."""
-    statuses: Counter[Any] = field(default_factory=Counter)
-    problems: list[tuple[float, str]] = field(default_factory=list)
-    """When, and the code of each problem+json or the name of each connection error."""
+    problems: list[str] = field(default_factory=list)
+    """The code of each problem+json, or the name of each connection error."""
+
+    def failed(self, reason: str) -> None:
+        """Note a request that was not answered with a result."""
+        self.problems.append(reason)
 
 
 async def execute_steadily(
@@ -177,42 +182,41 @@ async def execute_steadily(
     """Execute an agent at a steady rate on several connections until told to stop."""
     load = Load()
     turns = asyncio.Semaphore(0)
-
-    async def pace() -> None:
-        loop = asyncio.get_running_loop()
-        started, sent = loop.time(), 0
-        while not stop.is_set():
-            due = int((loop.time() - started) * rate)
-            for _ in range(due - sent):
-                turns.release()
-            sent = due
-            await asyncio.sleep(0.005)
-        for _ in range(connections):
-            turns.release()
-
-    async def client() -> None:
-        connection = None
-        while not stop.is_set():
-            await turns.acquire()
-            try:
-                connection = connection or await Connection.open(port)
-                status, answer = await asyncio.wait_for(
-                    connection.call("POST", f"/api/v1/agents/{agent_id}/execute", {"input": {"n": 1}}), 30
-                )
-            except (ConnectionError, TimeoutError) as error:
-                load.problems.append((time.monotonic(), type(error).__name__))
-                load.statuses[type(error).__name__] += 1
-                if connection is not None:
-                    await connection.close()
-                connection = None
-                continue
-            load.statuses[status] += 1
-            if status == 200:
-                load.acknowledged.append(answer["execution_id"])
-            else:
-                load.problems.append((time.monotonic(), answer["code"]))
-        if connection is not None:
-            await connection.close()
-
-    await asyncio.gather(pace(), *(client() for _ in range(connections)))
+    clients = [_client(port, f"/api/v1/agents/{agent_id}/execute", load, turns, stop) for _ in range(connections)]
+    await asyncio.gather(_pace(rate, turns, stop, connections), *clients)
     return load
+
+
+async def _pace(rate: float, turns: asyncio.Semaphore, stop: asyncio.Event, clients: int) -> None:
+    """Give out turns as they fall due, and at the end one for everybody who still waits for one."""
+    loop = asyncio.get_running_loop()
+    started, sent = loop.time(), 0
+    while not stop.is_set():
+        due = int((loop.time() - started) * rate)
+        for _ in range(due - sent):
+            turns.release()
+        sent = due
+        await asyncio.sleep(0.005)
+    for _ in range(clients):
+        turns.release()
+
+
+async def _client(port: int, path: str, load: Load, turns: asyncio.Semaphore, stop: asyncio.Event) -> None:
+    connection = None
+    while not stop.is_set():
+        await turns.acquire()
+        try:
+            connection = connection or await Connection.open(port)
+            status, answer = await asyncio.wait_for(connection.call("POST", path, {"input": {"n": 1}}), 30)
+        except (ConnectionError, TimeoutError) as error:
+            load.failed(type(error).__name__)
+            if connection is not None:
+                await connection.close()
+            connection = None
+            continue
+        if status == 200:
+            load.acknowledged.append(answer["execution_id"])
+        else:
+            load.failed(answer["code"])
+    if connection is not None:
+        await connection.close()

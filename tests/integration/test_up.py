@@ -135,14 +135,13 @@ def test_workers_are_added_and_removed_by_signals(tmp_path):
 
 def test_killing_the_supervisor_leaves_no_process(tmp_path):
     """The kernel ends its children, and the next one starts in the same directory with the same data."""
-    with pytest.raises(AssertionError), running(tmp_path, "--workers", "1") as service:
+    with running(tmp_path, "--workers", "1") as service:
         service.deploy("echo", "async def Agent(input, context): return input")
         children = psutil.Process(service.process.pid).children(recursive=True)
         service.process.kill()
         service.process.wait()
         _, alive = psutil.wait_procs(children, timeout=15)
         assert alive == []
-        raise AssertionError("the block of a killed service cannot end cleanly")
     with running(tmp_path, "--workers", "1") as service:
         assert service.call("GET", "/api/v1/agents/echo")[0] == 200
 

@@ -10,6 +10,7 @@ Values in memory are the objects themselves, not copies: treat what comes out of
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,7 +25,9 @@ from headrace.cache.memory import MemoryCache
 from headrace.cache.near import Near
 from headrace.cache.policy import CachePolicy, PolicyTable, Strategy, glob_pattern
 from headrace.cache.shared import SharedTier
+from headrace.cache.spool import Spool
 from headrace.cache.statistics import CacheStatistics, Counts
+from headrace.cache.write_behind import WriteBehind
 from headrace.clock import Clock, SystemClock
 from headrace.errors import CallerError, NotOpen
 from headrace.events import Observer, Silent
@@ -65,6 +68,7 @@ class Cache:
         self._remote_config = remote
         self._namespace = Keyspace(namespace).namespace
         self._near = Near(memory, self._clock, is_copy=remote is not None)
+        self._given_policies = tuple(policies)
         default_ttl = memory.ttl if memory is not None else DEFAULT_TTL_S
         self._policies = PolicyTable(
             policies,
@@ -73,6 +77,7 @@ class Cache:
             ),
         )
         self._shared: SharedTier | None = None
+        self._behind: WriteBehind | None = None
         self._filler: Filler | None = None
         self._remote_hits = (0, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,6 +115,8 @@ class Cache:
                 tokens=random.SystemRandom() if self._rng_given is None else self._rng_given,
             )
             await self._shared.open()
+            if any(policy.strategy is Strategy.WRITE_BEHIND for policy in self._given_policies):
+                self._behind = await self._open_behind(self._shared, self._remote_config)
         self._filler = Filler(
             near=self._near,
             shared=self._shared,
@@ -119,7 +126,16 @@ class Cache:
             counts=self._counts,
             rng=self._rng,
             request=self._request,
+            behind=self._behind,
         )
+
+    async def _open_behind(self, shared: SharedTier, config: RemoteConfig) -> WriteBehind:
+        spool = Spool(Path(config.spool_directory), sync=config.spool_sync) if config.spool_directory else None
+        behind = WriteBehind(
+            shared, queue_max=config.write_behind_max, spool=spool, clock=self._clock, counts=self._counts
+        )
+        await behind.open()
+        return behind
 
     async def close(self) -> None:
         """End loads, deliver what waits to be written, disconnect, and forget what is in memory."""
@@ -127,6 +143,9 @@ class Cache:
         if filler is None:
             return
         await filler.close()
+        if self._behind is not None:
+            await self._behind.close()
+            self._behind = None
         if self._shared is not None:
             await self._shared.close()
             self._remote_hits = (self._remote_hits[0] + self._shared.hits, self._remote_hits[1] + self._shared.misses)

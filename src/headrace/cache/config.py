@@ -69,6 +69,14 @@ class RemoteConfig:
     deferred_max: int = 10_000
     """Invalidations remembered while the tier is away; more of them clear the whole namespace on its return."""
 
+    write_behind_max: int = 10_000
+    """Writes of WRITE_BEHIND keys that may be queued; when it is full, `set` waits for the shared tier itself."""
+    spool_directory: str | None = None
+    """Where queued writes are kept on disk, so that they outlive the process; None: in memory only. Processes share
+    it."""
+    spool_sync: bool = False
+    """Wait for the disk itself before a queued write returns, to outlive a power loss too."""
+
     def __post_init__(self) -> None:
         scheme = self.url.split("://", 1)[0]
         _require(
@@ -78,7 +86,7 @@ class RemoteConfig:
         for name in ("timeout", "connect_timeout", "reconnect_wait_max"):
             value = getattr(self, name)
             _require(value > 0, f"RemoteConfig.{name} is {value}; it must be above 0 seconds.")
-        for name in ("connections_max", "pending_max", "value_bytes_max", "deferred_max"):
+        for name in ("connections_max", "pending_max", "value_bytes_max", "deferred_max", "write_behind_max"):
             value = getattr(self, name)
             _require(value >= 1, f"RemoteConfig.{name} is {value}; it must be at least 1.")
         _require(

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from msgspec import UnsetType
 
@@ -18,9 +18,10 @@ from headrace.cache.entry import FOREVER, Entry, attention_after, fresh_for
 from headrace.cache.fence import Epoch
 from headrace.cache.flight import Flights, running_loop
 from headrace.cache.near import Near, Write
-from headrace.cache.policy import CachePolicy, Strategy
-from headrace.cache.shared import AWAY, Sealed, SharedTier
+from headrace.cache.policy import CachePolicy, Strategy, glob_pattern
+from headrace.cache.shared import AWAY, Found, Sealed, SharedTier
 from headrace.cache.statistics import Counts
+from headrace.cache.write_behind import WriteBehind
 from headrace.clock import Clock
 from headrace.errors import CacheUnavailable, LoadTimeout
 from headrace.events import LoadFailed, Observer
@@ -52,6 +53,7 @@ class Filler:
         counts: Counts,
         rng: random.Random,
         request: Callable[[str], Request],
+        behind: WriteBehind | None,
     ) -> None:
         self._near = near
         self._shared = shared
@@ -61,6 +63,7 @@ class Filler:
         self._counts = counts
         self._rng = rng
         self._request = request
+        self._queue = behind
         self._flights = Flights()
         self._behind: set[asyncio.Task[Any]] = set()
 
@@ -81,6 +84,8 @@ class Filler:
         if shared is None:
             return default
         epoch = self._near.epoch(key)
+        if self._queue is not None and (own := self._queue.pending(key)) is not None:
+            return own.value if self._clock.monotonic() < own.fresh_until else default
         if asyncio.get_running_loop() is self._home:
             # Spelt out instead of awaiting `read`: a coroutine less on the way of every remote hit.
             reply = shared.fetch(key)
@@ -94,13 +99,16 @@ class Filler:
                     found = await shared.checked(key, found)
         else:
             found = await self._at_home(shared.read(key, type))
-        if found.__class__ is Envelope:
+        return self._answer(key, found, entry, epoch, default)
+
+    def _answer(self, key: str, found: Found, entry: Entry | None, epoch: Epoch, default: Any) -> Any:
+        """What `find` returns for what the shared tier said."""
+        if isinstance(found, Envelope):
             if self._near.memory is None and self._is_fresh(found):
                 return found.value
             promoted = self._from_shared(self._request(key), found, epoch)
             return promoted.value if self._clock.monotonic() < promoted.fresh_until else default
-        if found is AWAY and self._may_stand_in(entry):
-            assert entry is not None
+        if found is AWAY and entry is not None and self._may_stand_in(entry):
             self._counts.add("stale_served")
             return entry.value
         return default
@@ -116,6 +124,13 @@ class Filler:
         if self._shared is None:
             return found
         epochs = {request.key: self._near.epoch(request.key) for request in requests}
+        if self._queue is not None:
+            own = {request.key: self._queue.pending(request.key) for request in requests}
+            now = self._clock.monotonic()
+            found.update((key, entry) for key, entry in own.items() if entry is not None and now < entry.fresh_until)
+            requests = [request for request in requests if own[request.key] is None]
+            if not requests:
+                return found
         envelopes = await self._at_home(
             self._shared.read_many([request.key for request in requests], requests[0].type)
         )
@@ -176,9 +191,10 @@ class Filler:
         """What one flight does. `renew`: an entry that wants attention is not good enough."""
         older: Entry | None = None
         if self._shared is not None:
-            envelope = await self._at_home(self._shared.read(request.key, request.type))
-            if isinstance(envelope, Envelope):
-                older = self._from_shared(request, envelope, epoch)
+            own = self._queue.pending(request.key) if self._queue is not None else None
+            envelope = await self._at_home(self._shared.read(request.key, request.type)) if own is None else None
+            if own is not None or isinstance(envelope, Envelope):
+                older = own or self._from_shared(request, cast("Envelope", envelope), epoch)
                 settled = self._clock.monotonic() < older.attention_at
                 if settled or (not renew and self._is_usable(request.policy, older)):
                     self._note_age(older)
@@ -298,16 +314,7 @@ class Filler:
         fresh_s = self._fresh_s(request, value)
         if fresh_s <= 0:
             return
-        sealed = self._shared.seal(
-            request.key,
-            value,
-            fresh_s=fresh_s,
-            stale_s=request.policy.stale_s,
-            load_s=load_s,
-            tags=tags,
-            serializer=request.policy.serializer,
-            type=request.type,
-        )
+        sealed = self._seal(self._shared, request, value, fresh_s, tags, load_s)
         await self._at_home(self._shared.write([sealed]))
 
     def _install_loaded(self, request: Request, epoch: Epoch, value: Any, load_s: float) -> Entry:
@@ -342,24 +349,40 @@ class Filler:
     async def _put_shared(self, items: Sequence[tuple[Request, Any, float]]) -> list[bool]:
         shared = self._shared
         assert shared is not None
-        sealed: dict[str, Sealed] = {}
+        through: dict[str, Sealed] = {}
+        taken: dict[str, bool] = {}
         for request, value, life_s in items:
             tags = await shared.tokens(request.tags)
-            if tags is not None:
-                sealed[request.key] = shared.seal(
-                    request.key,
-                    value,
-                    fresh_s=life_s,
-                    stale_s=request.policy.stale_s,
-                    tags=tags,
-                    serializer=request.policy.serializer,
-                    type=request.type,
-                )
-        taken = dict(zip(sealed, await shared.write(list(sealed.values())), strict=True))
-        return [
-            taken[request.key] if request.key in taken else shared.drop(request.key, "its tags could not be read")
-            for request, _, _ in items
-        ]
+            if tags is None:
+                taken[request.key] = shared.drop(request.key, "its tags could not be read")
+                continue
+            sealed = self._seal(shared, request, value, life_s, tags)
+            if await self._put_behind(request, sealed, value, life_s):
+                taken[request.key] = True
+            else:
+                through[request.key] = sealed
+        taken.update(zip(through, await shared.write(list(through.values())), strict=True))
+        return [taken[request.key] for request, _, _ in items]
+
+    async def _put_behind(self, request: Request, sealed: Sealed, value: Any, life_s: float) -> bool:
+        if self._queue is None or request.policy.strategy is not Strategy.WRITE_BEHIND:
+            return False
+        return await self._queue.put(sealed, self._fresh_entry(request, value, 0.0, life_s))
+
+    @staticmethod
+    def _seal(
+        shared: SharedTier, request: Request, value: Any, fresh_s: float, tags: Tags, load_s: float = 0.0
+    ) -> Sealed:
+        return shared.seal(
+            request.key,
+            value,
+            fresh_s=fresh_s,
+            stale_s=request.policy.stale_s,
+            load_s=load_s,
+            tags=tags,
+            serializer=request.policy.serializer,
+            type=request.type,
+        )
 
     # -- invalidating -------------------------------------------------------------------------------------------------
 
@@ -368,6 +391,8 @@ class Filler:
         held = self._near.forget(keys)
         if self._shared is None or not keys:
             return held
+        if self._queue is not None:
+            await self._at_home(self._queue.take_back(keys))
         removed = await self._at_home(self._shared.forget(keys))
         self._near.forget(keys)
         return max(held, removed)
@@ -385,6 +410,8 @@ class Filler:
         held = self._near.forget_matching(glob)
         if self._shared is None:
             return held
+        if self._queue is not None:
+            await self._at_home(self._queue.take_back_matching(glob_pattern(glob).match))
         removed = await self._at_home(self._shared.forget_matching(glob))
         self._near.forget_matching(glob)
         return max(held, removed)
@@ -392,6 +419,8 @@ class Filler:
     async def forget_all(self) -> None:
         """Forget the namespace in both tiers."""
         self._near.forget_all()
+        if self._queue is not None:
+            await self._at_home(self._queue.take_back_all())
         if self._shared is not None:
             await self._at_home(self._shared.forget_all())
             self._near.forget_all()
@@ -400,6 +429,8 @@ class Filler:
         """Wait for what is being written."""
         if self._behind:
             await asyncio.wait(self._behind)
+        if self._queue is not None:
+            await self._at_home(self._queue.flush())
 
     # -- entries ------------------------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
 """How the names in the shared tier are made.
 
-    headrace:@generation              random; a new one makes every older entry unreachable: `clear` in O(1)
-    headrace:@tag:<tag>               random; an entry is valid while the tokens of its tags are the ones it was
-    written with headrace:<generation>:{<key>}     an entry headrace:<generation>:{<key>}:l   the lease of whoever
-    loads it, in the same hash slot
+    headrace:@generation              random, and why it was made; a new one makes every older entry unreachable:
+    `clear` in O(1) headrace:@tag:<tag>               random; an entry is valid while the tokens of its tags are the
+    ones it was written with headrace:<generation>:{<key>}     an entry headrace:<generation>:{<key>}:l   the lease of
+    whoever loads it, in the same hash slot
 
 Tokens are random instead of counted, so that a token that the server evicted or lost can never come back with an old
 value.

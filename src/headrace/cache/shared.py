@@ -30,6 +30,10 @@ GENERATION_CHECK_S = 1.0
 TAG_TTL_MS = 30 * 24 * 3600 * 1000
 """A tag's token outlives its last use by this; its loss only makes the tag's entries misses."""
 PATTERNS_MAX = 64
+CLEARED = b"c"
+"""Begins a generation that `clear` made."""
+FOUND_EMPTY = b"e"
+"""Begins a generation that was made because the server had none: it is new, was flushed, or lost its data."""
 
 
 class Absence(enum.Enum):
@@ -247,20 +251,46 @@ class SharedTier(RemoteWatcher):
         )
         data = self._codec.seal(key, envelope, serializer=serializer, type=type)
         life_ms = None if envelope.fresh_ms == FOREVER_MS else envelope.fresh_ms + envelope.stale_ms
-        return Sealed(key, data, life_ms, version)
+        return Sealed(key, data, life_ms, version, self.keyspace.generation or b"")
 
     async def write(self, entries: "Sequence[Sealed]") -> list[bool]:
         """Store entries; whether each was taken. Loads under way in other processes cannot overwrite them."""
         if self.keyspace.generation is None:
             return [self.drop(entry.key, "the tier is away") for entry in entries]
+        replies = await self._send(entries)
+        return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
+
+    async def deliver(self, entries: "Sequence[Sealed]") -> list[bool]:
+        """As `write`, for entries that are kept and tried again if they are not taken."""
+        generation = self.keyspace.generation
+        if generation is None:
+            return [False] * len(entries)
+        # What was written before a `clear` that another process called is not wanted any more. What was written before
+        # the server lost its data is.
+        cleared = generation.startswith(CLEARED)
+        current = [entry for entry in entries if not cleared or entry.generation == generation]
+        replies = dict(zip((entry.key for entry in current), await self._send(current), strict=True))
+        for key, reply in replies.items():
+            if not isinstance(reply, BaseException):
+                self._deferred.keys.discard(key)
+        return [not isinstance(replies.get(entry.key), BaseException) for entry in entries]
+
+    async def is_newer(self, entry: "Sealed") -> bool:
+        """Whether an entry that was found on disk is newer than what is shared now; if that is unknown, it is."""
+        current = await self.read(entry.key)
+        mine = self._codec.open(entry.key, entry.data)
+        if not isinstance(mine, Envelope):
+            return False
+        return not isinstance(current, Envelope) or current.created_ms < mine.created_ms
+
+    async def _send(self, entries: "Sequence[Sealed]") -> list[Any]:
         commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
         for entry in entries:
             name, lease = self.keyspace.name(entry.key), self.keyspace.lease(entry.key)
             commands.append((name, ("UNLINK", lease)))
             life = () if entry.life_ms is None else ("PX", entry.life_ms)
             commands.append((name, ("SET", name, entry.data, *life)))
-        replies = (await self._remote.call_each(commands))[1::2]
-        return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
+        return (await self._remote.call_each(commands))[1::2]
 
     def _written(self, key: str, reply: Any) -> bool:
         if isinstance(reply, BaseException):
@@ -333,7 +363,7 @@ class SharedTier(RemoteWatcher):
                 self._deferred.tags.discard(tag)
 
     async def _deliver_everything(self) -> None:
-        generation = self._random()
+        generation = CLEARED + self._random()
         try:
             await self._remote.call(self.keyspace.generation_key, "SET", self.keyspace.generation_key, generation)
         except CacheUnavailable:
@@ -375,7 +405,7 @@ class SharedTier(RemoteWatcher):
         try:
             generation = await self._remote.call(name, "GET", name)
             if generation is None:
-                await self._remote.call(name, "SET", name, self._random(), "NX")
+                await self._remote.call(name, "SET", name, FOUND_EMPTY + self._random(), "NX")
                 generation = await self._remote.call(name, "GET", name)
         except CacheUnavailable:
             return
@@ -392,13 +422,14 @@ class SharedTier(RemoteWatcher):
 class Sealed:
     """An entry ready to be written."""
 
-    __slots__ = ("data", "key", "life_ms", "version")
+    __slots__ = ("data", "generation", "key", "life_ms", "version")
 
-    def __init__(self, key: str, data: bytes, life_ms: int | None, version: int) -> None:
+    def __init__(self, key: str, data: bytes, life_ms: int | None, version: int, generation: bytes) -> None:
         self.key = key
         self.data = data
         self.life_ms = life_ms
         self.version = version
+        self.generation = generation
 
 
 class Deferred:

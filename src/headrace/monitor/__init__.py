@@ -5,11 +5,11 @@ statistics to a source.
 """
 
 from headrace.monitor.config import MonitorConfig
-from headrace.monitor.counters import Counter, Counters, Folded, Gauge
+from headrace.monitor.counters import Counter, Counters, Gauge
 from headrace.monitor.histogram import Distribution, Histogram
 from headrace.monitor.monitor import Monitor
 from headrace.monitor.publication import SnapshotFile
-from headrace.monitor.slots import Series
+from headrace.monitor.slots import Folded, Series
 from headrace.monitor.snapshot import Point, Snapshot, Summary
 
 __all__ = [

@@ -21,12 +21,12 @@ import os
 import re
 import threading
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from headrace.errors import CallerError, ConfigError, NotOpen
-from headrace.monitor.histogram import BYTES, Bound, Distribution, Histogram
+from headrace.monitor.histogram import BYTES, Bound, Histogram
 from headrace.monitor.slot_file import SlotFile
 from headrace.monitor.slots import (
     COUNTER,
@@ -36,6 +36,7 @@ from headrace.monitor.slots import (
     SLOT_BYTES_MIN,
     WIDTH,
     Contents,
+    Folded,
     Series,
     Slot,
     SlotReading,
@@ -94,26 +95,6 @@ class Gauge(Bound):
         except IndexError:
             if self._settled():
                 self.set(value)
-
-
-class Folded:
-    """Totals over all processes at one instant, and each living process by itself."""
-
-    __slots__ = ("counters", "histograms", "identity", "refused", "retired", "slots")
-
-    def __init__(
-        self, identity: int, totals: Contents, slots: tuple[SlotReading, ...], *, retired: int = 0, refused: int = 0
-    ) -> None:
-        self.identity = identity
-        """Differs when the file was made anew: totals of two identities cannot be compared."""
-        self.counters: Mapping[Series, int] = totals.counters
-        self.histograms: Mapping[Series, Distribution] = totals.histograms
-        self.slots = slots
-        """The living, with their own counters and gauges. Slot -1 counts in private memory."""
-        self.retired = retired
-        """Processes that are gone and whose counts are in the totals."""
-        self.refused = refused
-        """Declarations that found no room; their counts are in their name's series with overflow="true"."""
 
 
 class Counters:
@@ -185,6 +166,11 @@ class Counters:
                 totals.add(slot.contents)
             refused = reading.refused + sum(slot.refused for slot in slots[len(reading.slots) :])
             return Folded(reading.identity, totals, slots, retired=reading.retired_processes, refused=refused)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is a slot to write into; if not, the next write has to find one."""
+        return self._slot is not None
 
     def settle(self) -> bool:
         """Claim a slot now instead of at the first write, or move out of private memory. True when the slot is shared.

@@ -100,7 +100,9 @@ class HostProbe:
 
     def __init__(self, clock: Clock, *, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> None:
         self._clock = clock
-        self._group = find_group(proc, cgroup)
+        self._proc = proc
+        self._cgroup = cgroup
+        self._group: Group | None = None
         self._last: HostTotals | None = None
 
     def read(self) -> Host:
@@ -112,6 +114,8 @@ class HostProbe:
 
     def totals(self) -> HostTotals:
         """The counters now."""
+        if self._group is None:
+            self._group = find_group(self._proc, self._cgroup)
         return HostTotals(
             self._clock.monotonic(),
             self._group.cpu() or machine_cpu(),

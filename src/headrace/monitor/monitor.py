@@ -114,7 +114,6 @@ class Monitor:
 
     async def run(self) -> None:
         """Tick until cancelled. The last thing it does is to hand in what the sources say."""
-        await asyncio.to_thread(self._counters.settle)
         try:
             await self.tick()
             due = self._clock.monotonic()
@@ -128,6 +127,8 @@ class Monitor:
 
     async def tick(self) -> None:
         """Publish what this process knows of itself; fold, or read what the folding process published."""
+        if not self._counters.is_settled:
+            await asyncio.to_thread(self._counters.settle)
         self._hand_in()
         await asyncio.to_thread(self._look)
 
@@ -143,6 +144,7 @@ class Monitor:
 
     def _look(self) -> None:
         """What a tick does in its thread."""
+        self._counters.settle()
         if self._requests is not None:
             self._own.measure()
         if self._windows is None:

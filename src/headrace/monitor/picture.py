@@ -12,9 +12,8 @@ from headrace.monitor.catalogue import (
     WORKER_MEMORY,
     WORKER_START,
 )
-from headrace.monitor.counters import Folded
 from headrace.monitor.histogram import Distribution
-from headrace.monitor.slots import Series, SlotReading
+from headrace.monitor.slots import Folded, Series, SlotReading
 from headrace.monitor.snapshot import Agents, Endpoint, Host, Latency, Snapshot, Summary, Tier, Worker
 from headrace.monitor.totals import EndpointKey, EndpointTotals, TierTotals, Totals, WorkerKey
 from headrace.monitor.windows import Step, Window, milliseconds

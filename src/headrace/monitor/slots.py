@@ -12,6 +12,7 @@ derived in a way that would make it negative: counts are sums of buckets.
 """
 
 import zlib
+from collections.abc import Mapping
 from typing import Final, NamedTuple, Self
 
 import msgspec
@@ -88,6 +89,26 @@ class SlotReading(NamedTuple):
     contents: Contents
     gauges: dict[Series, float]
     refused: int
+
+
+class Folded:
+    """Totals over all processes at one instant, and each living process by itself."""
+
+    __slots__ = ("counters", "histograms", "identity", "refused", "retired", "slots")
+
+    def __init__(
+        self, identity: int, totals: Contents, slots: tuple[SlotReading, ...], *, retired: int = 0, refused: int = 0
+    ) -> None:
+        self.identity = identity
+        """Differs when the file was made anew: totals of two identities cannot be compared."""
+        self.counters: Mapping[Series, int] = totals.counters
+        self.histograms: Mapping[Series, Distribution] = totals.histograms
+        self.slots = slots
+        """The living, with their own counters and gauges. Slot -1 counts in private memory."""
+        self.retired = retired
+        """Processes that are gone and whose counts are in the totals."""
+        self.refused = refused
+        """Declarations that found no room; their counts are in their name's series with overflow="true"."""
 
 
 class Slot:

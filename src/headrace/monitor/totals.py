@@ -19,8 +19,8 @@ from headrace.monitor.catalogue import (
     HTTP_REQUESTS,
     OTHER,
 )
-from headrace.monitor.counters import Folded
 from headrace.monitor.histogram import Distribution
+from headrace.monitor.slots import Folded
 
 EMPTY = Distribution()
 

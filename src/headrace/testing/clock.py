@@ -11,8 +11,8 @@ class FakeClock:
     ```python
     clock = FakeClock()
     cache = MemoryCache(ttl=60, clock=clock)
-    clock.advance(61)                # everything in the cache has expired
-    await clock.run_for(61)          # the same, and lets tasks that slept on the clock run in the order of their alarms
+    clock.advance(61)          # everything in the cache has expired
+    await clock.run_for(61)    # the same, and tasks that sleep on the clock run in the order of their alarms
     ```
     """
 

@@ -41,7 +41,12 @@ def test_a_synchronous_execute_is_known_as_such():
 
 def test_each_execution_gets_its_own_instance():
     """State of one execution cannot reach another."""
-    text = "class Agent:\n    def execute(self, input, context):\n        self.x = getattr(self, 'x', 0) + 1\n        return self.x"
+    text = """
+class Agent:
+    def execute(self, input, context):
+        self.x = getattr(self, 'x', 0) + 1
+        return self.x
+"""
     definition = load(source(text), bytes_max=10_000)
     assert [definition.make()(None, None), definition.make()(None, None)] == [1, 1]
 

@@ -114,7 +114,7 @@ async def test_the_same_execution_id_runs_once():
     async with AgentHost() as host:
         await host.deploy("a", GATED, version="1.0.0")
         callers = [asyncio.create_task(host.execute("a", 1, execution_id="same")) for _ in range(20)]
-        while not getattr(module_of(host), "started").is_set():
+        while not module_of(host).started.is_set():
             await asyncio.sleep(0)
         module_of(host).gate.set()
         results = await asyncio.gather(*callers)

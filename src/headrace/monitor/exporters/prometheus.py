@@ -15,9 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from headrace.monitor.catalogue import HELP, PROCESSES_RETIRED, SERIES_REFUSED
-from headrace.monitor.counters import Folded
 from headrace.monitor.histogram import LIMITS_S, Distribution
-from headrace.monitor.slots import Series
+from headrace.monitor.slots import Folded, Series
 
 TEXT: Final = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"

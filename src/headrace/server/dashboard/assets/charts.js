@@ -2,7 +2,7 @@
  * The four charts: what they draw is in `CHARTS`; how, in `Chart`. They share one cursor and one time axis.
  * Missing values are gaps. Colours come from the style sheet, so that dark and light are decided in one place.
  */
-import { bytesText, count, durationText, MISSING, percent, rate, timeOfDay } from "./format.js";
+import { bytesText, count, durationText, MISSING, percent, rate, short, timeOfDay } from "./format.js";
 import { LIMITS } from "./limits.js";
 import { element, mark, write } from "./markup.js";
 
@@ -37,7 +37,7 @@ const CHARTS = [
       { field: "errors_per_s", label: "errors", colour: "--vermilion", text: rate, fill: 0.5 },
     ],
     scale: { range: fromZero },
-    axis: (value) => rate(value),
+    axis: (value) => short(rate(value)),
     limits: [],
     nothing: COLLECTING,
   },
@@ -51,7 +51,7 @@ const CHARTS = [
       { field: "p99_ms", label: "p99", colour: "--orange", text: durationText },
     ],
     scale: { distr: 3, range: decades },
-    axis: (value) => durationText(value).replace(/\.0+ /, " "),
+    axis: (value) => short(durationText(value)),
     splits: (_plot, _axis, low, high) => powersOfTen(low, high),
     limits: ["p50", "p95", "p99"].map((name, index) => ({
       at: LIMITS[`${name}_ms`].warning,
@@ -81,7 +81,7 @@ const CHARTS = [
     ],
     scale: { range: PERCENT_AXIS },
     axis: (value) => count(value),
-    second: { scale: "bytes", axis: (value) => bytesText(value).replace(/\.0+ /, " ") },
+    second: { scale: "bytes", axis: (value) => short(bytesText(value)) },
     limits: [{ at: CPU_MOST, text: `CPU warns above ${CPU_MOST} %`, colour: "--ink-3" }],
     nothing: "The host reports neither CPU nor memory.",
   },

@@ -71,6 +71,11 @@ export function bytesText(value) {
   return unit === "" ? text : `${text} ${unit}`;
 }
 
+/** The same number without zeros at the end of its decimals, for an axis: `20.0` is `20`, `0.50 s` is `0.5 s`. */
+export function short(text) {
+  return text.replace(/\.(\d*?)0+(?=\s|$)/, (_zeros, kept) => (kept === "" ? "" : `.${kept}`));
+}
+
 /** How long ago, in the unit that a person would choose: `12 s`, `3 min`, `2 h`. */
 export function age(seconds) {
   const whole = Math.max(0, Math.round(seconds));

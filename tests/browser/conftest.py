@@ -1,0 +1,97 @@
+"""A real Chromium for every test below, and a server for it to look at.
+
+Without Chromium the tests skip and say so; with CI=true they fail, because there it must be installed.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.chrome.webdriver import WebDriver
+
+from tests.browser.page import Page
+from tests.browser.scene import Scene
+
+CHROMIUM = "/usr/bin/chromium"
+CHROMEDRIVER = "/usr/bin/chromedriver"
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what drives a browser."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[WebDriver]:
+    """One headless Chromium with a fresh profile for the whole run."""
+    missing = [path for path in (CHROMIUM, CHROMEDRIVER) if shutil.which(path) is None]
+    if missing:
+        reason = f"not installed: {', '.join(missing)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = Options()
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(prefix="headrace-chromium-", ignore_cleanup_errors=True) as profile:
+        for flag in [*FLAGS, f"--user-data-dir={Path(profile)}"]:
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+@pytest.fixture
+def driver(chromium: WebDriver) -> Iterator[WebDriver]:
+    """A fresh tab, with nothing stored for any site, 1280 pixels wide and light; closed afterwards."""
+    home = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.execute_cdp_cmd("Network.enable", {})
+    chromium.execute_cdp_cmd("Network.clearBrowserCache", {})
+    chromium.get_log("browser")
+    try:
+        yield chromium
+    finally:
+        for handle in set(chromium.window_handles) - {home}:
+            chromium.switch_to.window(handle)
+            chromium.close()
+        chromium.switch_to.window(home)
+
+
+@pytest.fixture
+def page(driver: WebDriver) -> Page:
+    """The fresh tab, with words for what a reader of the dashboard does and sees."""
+    return Page(driver)
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    """A running server with a scripted monitor, under healthy load until the test says otherwise."""
+    scene = Scene()
+    try:
+        yield scene
+    finally:
+        scene.close()

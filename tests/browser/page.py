@@ -1,0 +1,96 @@
+"""The dashboard as its reader sees it: every method is something that one does or looks at."""
+
+from collections.abc import Callable
+from typing import Any
+
+from selenium.webdriver.chrome.webdriver import WebDriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+MISSING = "\N{EN DASH}"
+WAIT_S = 15.0
+POLL_S = 0.1
+
+COUNT_COLOURS = """
+const canvas = document.querySelector(`[data-chart="${arguments[0]}"] canvas`);
+if (canvas === null) return 0;
+const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+let coloured = 0;
+for (let i = 0; i < pixels.length; i += 4) {
+  const [red, green, blue, alpha] = pixels.slice(i, i + 4);
+  if (alpha > 100 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) coloured += 1;
+}
+return coloured;
+"""
+
+
+class Page:
+    """A tab that shows, or will show, the dashboard."""
+
+    def __init__(self, driver: WebDriver) -> None:
+        self.driver = driver
+        self.size(1280, 900)
+        self.scheme("light")
+
+    def open(self, url: str) -> None:
+        """Load the dashboard."""
+        self.driver.get(url)
+
+    def size(self, width: int, height: int) -> None:
+        """Give the page this many CSS pixels."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def scheme(self, name: str) -> None:
+        """Prefer `light` or `dark`."""
+        features = [{"name": "prefers-color-scheme", "value": name}]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def find(self, selector: str) -> WebElement:
+        """The one element that a CSS selector names."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def text(self, selector: str) -> str:
+        """What an element says, with every kind of space as a plain one."""
+        return " ".join(self.find(selector).text.split())
+
+    def shows(self, selector: str) -> bool:
+        """Whether the element can be seen."""
+        return self.find(selector).is_displayed()
+
+    def tile(self, name: str) -> str:
+        """The figure of a tile, with its unit."""
+        return self.text(f'[data-tile="{name}"] .tile-figure')
+
+    def tile_note(self, name: str) -> str:
+        """What stands below the figure."""
+        return self.text(f'[data-tile="{name}"] .tile-note')
+
+    def rows(self, table: str) -> list[str]:
+        """The lines of a table."""
+        rows = self.driver.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr")
+        return [" ".join(row.text.split()) for row in rows]
+
+    def coloured_pixels(self, chart: str) -> int:
+        """How many pixels of a chart's canvas have a colour, which axes, grid and labels do not."""
+        return int(self.run(COUNT_COLOURS, chart))
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """The value of a script in the page."""
+        return self.driver.execute_script(script, *arguments)
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait until the page is as described, or fail with the description."""
+        WebDriverWait(self.driver, WAIT_S, POLL_S).until(lambda _: holds(), message=f"never: {what}")
+
+    def wait_until_live(self) -> None:
+        """Wait until numbers arrive."""
+        self.wait_until(lambda: self.text("#connection-text") == "Live", "the connection is live")
+        self.wait_until(lambda: self.tile("requests") != MISSING, "a first figure is shown")
+
+    def complaints(self) -> list[str]:
+        """What the browser's console holds against the page: violations of its policy, errors, failed requests."""
+        return [
+            entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
+        ]

@@ -1,0 +1,122 @@
+"""What holds for every test: nothing blocks the loop, nothing is left running, and in CI nothing is skipped.
+
+HEADRACE_PLAIN=1 imports the hot modules as plain Python although they are compiled. The same happens by itself when
+the compiled ones are older than their sources: an edit under test must be what is tested.
+"""
+
+import asyncio
+import inspect
+import os
+import re
+from collections.abc import AsyncIterator, Iterator
+from functools import cache
+from pathlib import Path
+
+import psutil
+import pytest
+from blockbuster import BlockBuster
+
+from headrace import build
+from tests import leftovers
+from tests.sources import prefer_sources
+
+PACKAGE = Path(build.__file__).parent
+# Tests of the hot modules are known by the names in their path: unit/cache/test_memory.py, properties/test_policies.py
+HOT_NAMES = {name for path in build.hot_files() for name in (path.stem, path.parent.name)} - {"cache", "monitor"}
+HOT_PATH = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(HOT_NAMES))})(?![a-z0-9])")
+
+PIDS_BEFORE_CALL = pytest.StashKey[set[int]]()
+SKIPPED = pytest.StashKey[list[str]]()
+
+if os.environ.get("HEADRACE_PLAIN") == "1" or build.is_stale():
+    prefer_sources(PACKAGE)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare what the hooks below note."""
+    config.stash[SKIPPED] = []
+    config.pluginmanager.register(SkipLog(config.stash[SKIPPED]))
+    leftovers.mark_session()
+
+
+def pytest_report_header() -> str:
+    """Say which of the two forms of the hot modules is under test."""
+    return f"headrace: hot modules are {'compiled' if build.is_compiled() else 'plain Python'}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what has to hold for the hot modules in both of their forms."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(root) and HOT_PATH.search(str(item.path.relative_to(root))):
+            item.add_marker("hot")
+
+
+class SkipLog:
+    """Notes every skipped test and module."""
+
+    def __init__(self, skipped: list[str]) -> None:
+        self.skipped = skipped
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a skip; an expected failure is reported as one too, but it did run."""
+        if report.skipped and not hasattr(report, "wasxfail"):
+            self.skipped.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a module that skips itself as a whole."""
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session for a skip in CI, where everything must run, and for a process that outlives it."""
+    problems = []
+    if os.environ.get("CI") == "true":
+        problems += [f"skipped, and in CI a skip is a failure: {nodeid}" for nodeid in session.config.stash[SKIPPED]]
+    problems += [f"left running: {leftovers.end(process)}" for process in leftovers.processes(psutil.pids())]
+    if problems:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter is not None, "pytest runs with its terminal reporter"
+        reporter.write_line("")
+        for problem in problems:
+            reporter.write_line(problem, red=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note which processes are there before the test itself, but after its fixtures, may start some."""
+    item.stash[PIDS_BEFORE_CALL] = set(psutil.pids())
+    return (yield)
+
+
+@pytest.fixture(autouse=True)
+def clean(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Refuse what a test leaves running. Set up before its other fixtures, and so torn down after them."""
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("clean_loop")
+    yield
+    before = request.node.stash.get(PIDS_BEFORE_CALL, None)
+    new = set(psutil.pids()) - before if before is not None else set()
+    if new and (left := leftovers.processes(new, before=before)):
+        pytest.fail("The test left running: " + "; ".join(map(leftovers.end, left)))
+
+
+@cache
+def loop_guard() -> BlockBuster:
+    """What raises when code of headrace blocks a running loop; tests themselves may."""
+    return BlockBuster("headrace")
+
+
+@pytest.fixture
+async def clean_loop() -> AsyncIterator[None]:
+    """Refuse calls from headrace that block the event loop, and tasks that outlive the test."""
+    before = asyncio.all_tasks()
+    loop_guard().activate()
+    try:
+        yield
+    finally:
+        loop_guard().deactivate()
+    if left := leftovers.tasks(before):
+        pytest.fail("The test left tasks: " + "; ".join(repr(task) for task in left))

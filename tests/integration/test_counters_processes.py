@@ -1,0 +1,165 @@
+"""Several real processes that count in one file."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.monitor.counters import Counters
+from headrace.monitor.slots import Series
+
+ADDS = 100_000
+
+COUNT = """
+import sys
+from pathlib import Path
+from headrace.monitor.counters import Counters
+
+counters = Counters.open(Path(sys.argv[1]), slots=8)
+hits, wait = counters.counter("hits_total"), counters.histogram("wait_seconds")
+own = counters.counter("own_total", worker=sys.argv[2])
+sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    hits.add()
+    wait.record(0.15)
+own.add(int(sys.argv[2]))
+print("counted", flush=True)
+sys.stdin.readline()
+"""
+
+# Forks with counters that are already in use, as a pre-forking server does, and lets every child count at once.
+FORK = """
+import os, sys
+from pathlib import Path
+from headrace.monitor.counters import Counters
+
+counters = Counters.open(Path(sys.argv[1]), slots=8)
+hits, depth, wait = counters.counter("hits_total"), counters.gauge("depth"), counters.histogram("wait_seconds")
+hits.add(1_000)
+depth.set(5.0)
+children = []
+for number in range(4):
+    child = os.fork()
+    if child == 0:
+        for _ in range(10_000):
+            hits.add()
+            wait.record(0.3)
+        grandchild = os.fork()
+        if grandchild == 0:
+            hits.add(7)
+            os._exit(0)
+        os.waitpid(grandchild, 0)
+        counters.counter("late_total").add()
+        os._exit(0)
+    children.append(child)
+hits.add(1)
+for child in children:
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+print("done", flush=True)
+sys.stdin.readline()
+"""
+
+
+def started(script: str, *arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def ended(process: subprocess.Popen[str]) -> None:
+    process.communicate("\n", timeout=30)
+    assert process.returncode == 0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "counters"
+
+
+@pytest.fixture
+def reader(path: Path):
+    counters = Counters.open(path, slots=8)
+    yield counters
+    counters.close()
+
+
+def test_four_processes_lose_nothing(path, reader):
+    """Four processes that add 100,000 each at the same time make 400,000, and no reading on the way goes back."""
+    workers = [started(COUNT, path, number, ADDS) for number in range(1, 5)]
+    for worker in workers:
+        go_on(worker)
+
+    seen = [0]
+    while seen[-1] < 4 * ADDS:
+        seen.append(reader.fold().counters.get(Series("hits_total"), 0))
+    counted = [worker.stdout.readline() for worker in workers]
+    folded = reader.fold()
+
+    assert seen == sorted(seen)
+    assert counted == ["counted\n"] * 4
+    assert folded.counters[Series("hits_total")] == 4 * ADDS
+    assert sum(value for series, value in folded.counters.items() if series.name == "own_total") == 1 + 2 + 3 + 4
+    wait = folded.histograms[Series("wait_seconds")]
+    assert (wait.count, wait.over(0.1), wait.over(0.2)) == (4 * ADDS, 4 * ADDS, 0)
+    assert wait.sum_s == pytest.approx(4 * ADDS * 0.15)
+    assert sorted(slot.pid for slot in folded.slots) == sorted(worker.pid for worker in workers)
+    for worker in workers:
+        ended(worker)
+
+
+def test_totals_stay_when_processes_end(path, reader):
+    """Processes that come and go, more of them than slots, leave their counts and take their gauges along."""
+    for number in range(12):
+        worker = started(COUNT, path, number, 1_000)
+        go_on(worker)
+        assert worker.stdout.readline() == "counted\n"
+        ended(worker)
+
+    folded = reader.fold()
+
+    assert folded.counters[Series("hits_total")] == 12_000
+    assert folded.histograms[Series("wait_seconds")].count == 12_000
+    assert (folded.slots, folded.retired) == ((), 12)
+
+
+def test_forked_children_count_in_slots_of_their_own(path, reader):
+    """Parent, children and grandchildren share bound counters, and nothing is lost or counted twice."""
+    parent = started(FORK, path)
+    assert parent.stdout.readline() == "done\n"
+
+    folded = reader.fold()
+
+    assert folded.counters[Series("hits_total")] == 1_000 + 1 + 4 * (10_000 + 7)
+    assert folded.counters[Series("late_total")] == 4
+    assert folded.histograms[Series("wait_seconds")].count == 40_000
+    assert [slot.pid for slot in folded.slots] == [parent.pid]
+    assert folded.slots[0].gauges == {Series("depth"): 5.0}
+    assert folded.slots[0].contents.counters == {Series("hits_total"): 1_001}
+    assert folded.retired == 8
+    ended(parent)
+
+
+def test_private_counters_of_a_forked_child_begin_empty(tmp_path):
+    """Without a file, a child has the parent's counters but not the parent's counts."""
+    script = """
+import os
+from headrace.monitor.counters import Counters
+counters = Counters.open(None)
+hits = counters.counter("hits_total")
+hits.add(5)
+child = os.fork()
+if child == 0:
+    before = dict(counters.fold().counters)
+    hits.add(2)
+    after = list(counters.fold().counters.values())
+    os._exit(0 if (before, after) == ({}, [2]) else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert list(counters.fold().counters.values()) == [5]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)

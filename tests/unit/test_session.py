@@ -1,0 +1,162 @@
+"""What tests/conftest.py promises of every session, proven on sessions that break the promise."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+LEAKS = """
+import asyncio, subprocess, sys, time
+from headrace import build
+
+TASKS = set()
+BLOCKING = {}
+# Code counts as headrace's by the file that it was compiled from.
+exec(compile("import time\\ndef block(): time.sleep(0)", build.__file__.replace("build", "planted"), "exec"), BLOCKING)
+
+async def test_task_left():
+    TASKS.add(asyncio.create_task(asyncio.sleep(60), name="planted-task"))
+
+async def test_blocked_loop():
+    BLOCKING["block"]()
+
+async def test_test_that_blocks_itself():
+    time.sleep(0)
+
+async def test_task_that_was_awaited():
+    await asyncio.create_task(asyncio.sleep(0))
+
+def test_process_left():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child.returncode = 0  # hushes its ResourceWarning
+
+def test_daemon_left():
+    double_fork = "import os, time\\nif os.fork() == 0:\\n    os.setsid()\\n    time.sleep(60)"
+    subprocess.run([sys.executable, "-c", double_fork], check=True)
+"""
+
+SKIPS = """
+import pytest
+
+def test_that_runs():
+    assert True
+
+@pytest.mark.skip(reason="planted")
+def test_that_is_skipped():
+    raise AssertionError
+
+@pytest.mark.xfail(reason="planted", strict=True)
+def test_that_fails_as_expected():
+    raise AssertionError
+"""
+
+SERVER_OF_A_FIXTURE = """
+import subprocess, sys, pytest
+
+@pytest.fixture(scope="session")
+def server():
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+def test_that_uses_it(server):
+    assert server.poll() is None
+    server.returncode = 0  # hushes its ResourceWarning
+"""
+
+
+Session = subprocess.CompletedProcess[str]
+
+
+def run_session(directory: Path, source: str, **environment: str) -> Session:
+    planted = directory / "test_planted.py"
+    planted.write_text(source)
+    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={directory}", "-p", "tests.conftest", "-rA"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", *options, planted.name],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "CI": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def started_pids(session: Session) -> set[int]:
+    return {int(pid) for pid in re.findall(r"left running: pid (\d+)", session.stdout)}
+
+
+def is_running(pid: int) -> bool:
+    """A zombie has ended; whether it is collected is up to the init process."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture(scope="module")
+def leaks(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    return run_session(tmp_path_factory.mktemp("leaks"), LEAKS)
+
+
+@pytest.mark.parametrize(
+    ("test", "reason"),
+    [
+        ("test_task_left", "planted-task"),
+        ("test_process_left", "time.sleep(60) (started in test_planted.py::test_process_left (call))"),
+        ("test_daemon_left", "(started in test_planted.py::test_daemon_left (call))"),
+    ],
+)
+def test_what_a_test_leaves_running_is_its_error(leaks: Session, test: str, reason: str) -> None:
+    """A task, a child or a daemon that outlives a test is an error of that test, which names what was left."""
+    assert f"ERROR test_planted.py::{test} " in leaks.stdout
+    assert reason in leaks.stdout
+
+
+def test_headrace_may_not_block_the_loop(leaks: Session) -> None:
+    """A blocking call from code of headrace on a running loop fails the test."""
+    assert "FAILED test_planted.py::test_blocked_loop - blockbuster.blockbuster.BlockingError" in leaks.stdout
+
+
+@pytest.mark.parametrize("test", ["test_test_that_blocks_itself", "test_task_that_was_awaited"])
+def test_tests_may_block_and_await(leaks: Session, test: str) -> None:
+    """A test's own blocking call and a task that it awaited are no one's error."""
+    assert f"PASSED test_planted.py::{test}" in leaks.stdout
+    assert f"ERROR test_planted.py::{test}" not in leaks.stdout
+
+
+def test_nothing_of_a_session_survives_it(leaks: Session) -> None:
+    """What a test left running has been ended by the time the session is over."""
+    assert leaks.returncode == 1
+    assert len(started_pids(leaks)) == 2
+    assert not any(is_running(pid) for pid in started_pids(leaks))
+
+
+def test_a_process_of_a_wider_fixture_is_found_at_the_end(tmp_path: Path) -> None:
+    """A session's fixture that forgets its server fails the session, which names the test that it was started for."""
+    session = run_session(tmp_path, SERVER_OF_A_FIXTURE)
+
+    assert session.returncode == 1
+    assert "1 passed" in session.stdout
+    assert "(started in test_planted.py::test_that_uses_it (setup))" in session.stdout
+
+
+def test_a_skip_fails_the_session_in_ci(tmp_path: Path) -> None:
+    """With CI=true a skipped test is named and fails the session; an expected failure is not a skip."""
+    session = run_session(tmp_path, SKIPS, CI="true")
+
+    assert session.returncode == 1
+    assert "in CI a skip is a failure: test_planted.py::test_that_is_skipped" in session.stdout
+    assert session.stdout.count("in CI a skip is a failure") == 1
+
+
+def test_a_skip_is_allowed_elsewhere(tmp_path: Path) -> None:
+    """On a developer's machine a skipped test does not fail the session."""
+    session = run_session(tmp_path, SKIPS)
+
+    assert session.returncode == 0

@@ -162,13 +162,13 @@ AGENTS: list[dict[str, Any]] = [
         "name": name,
         "version": version,
         "status": status,
-        "executions": {"running": running, "completed": completed, "failed": failed, "timeout": timeout},
+        "executions": {"completed": completed, "failed": failed, "timeout": timeout},
     }
-    for agent_id, name, version, status, running, completed, failed, timeout in [
-        ("log-analyst", "Log analyst", "1.4.0", "active", 61, 128_412, 3, 0),
-        ("csv-profiler", "CSV profiler", "0.9.2", "active", 12, 40_118, 0, 2),
-        ("summariser", "Text summariser", "2.0.1", "active", 27, 9_310, 0, 0),
-        ("nightly-report", "Nightly report", "1.0.0", "failed", 0, 211, 17, 1),
+    for agent_id, name, version, status, completed, failed, timeout in [
+        ("log-analyst", "Log analyst", "1.4.0", "active", 128_412, 3, 0),
+        ("csv-profiler", "CSV profiler", "0.9.2", "active", 40_118, 0, 2),
+        ("summariser", "Text summariser", "2.0.1", "active", 9_310, 0, 0),
+        ("nightly-report", "Nightly report", "1.0.0", "failed", 211, 17, 1),
     ]
 ]
 

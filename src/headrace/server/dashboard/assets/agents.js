@@ -84,10 +84,10 @@ function agentRow() {
   const name = element("span", { class: "agent-name" });
   const detail = element("span", { class: "agent-detail" });
   const status = element("span", { class: "status" });
-  const [running, completed, failed, timedOut] = ["Running", "Completed", "Failed", "Timed out"].map(numberCell);
+  const [completed, failed, timedOut] = ["Completed", "Failed", "Timed out"].map(numberCell);
   return {
     root: element("tr", {}, element("th", { scope: "row" }, name, " ", detail),
-      element("td", { "data-label": "Status" }, status), running, completed, failed, timedOut),
+      element("td", { "data-label": "Status" }, status), completed, failed, timedOut),
     show(agent) {
       write(name, agent.name || agent.agent_id);
       const isNamed = agent.name && agent.name !== agent.agent_id;
@@ -96,7 +96,6 @@ function agentRow() {
       mark(status, "data-level", FAILING.test(agent.status) ? "warning" : "good");
       const { executions } = agent;
       const ended = executions.completed + executions.failed + executions.timeout;
-      write(running, count(executions.running));
       write(completed, count(executions.completed));
       for (const [cell, number] of [[failed, executions.failed], [timedOut, executions.timeout]]) {
         write(cell, count(number));

@@ -240,7 +240,7 @@ def test_agents_show_their_versions_and_executions(dashboard):
 
     rows = dashboard.rows("agents")
     assert rows[0] == "Log analyst log-analyst · 1.4.0 active 128 412 3 0"
-    assert rows[3] == "Nightly report nightly-report · 1.0.0 failed 0 211 17 1"
+    assert rows[3] == "Nightly report nightly-report · 1.0.0 failed 211 17 1"
     marked = [cell.text for cell in dashboard.driver.find_elements("css selector", "#agents [data-level=warning]")]
     assert marked == ["failed", "17"]
     assert dashboard.text("#agents-note") == "4 deployed"

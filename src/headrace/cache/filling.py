@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec import UnsetType
 
@@ -17,13 +17,14 @@ from headrace.cache.codec import FOREVER_MS, Envelope, Tags
 from headrace.cache.entry import FOREVER, Entry, attention_after, fresh_for
 from headrace.cache.fence import Epoch
 from headrace.cache.flight import Flights, running_loop
+from headrace.cache.lease import Lease, Right
 from headrace.cache.near import Near, Write
 from headrace.cache.policy import CachePolicy, Strategy, glob_pattern
 from headrace.cache.shared import AWAY, Found, Sealed, SharedTier
 from headrace.cache.statistics import Counts
 from headrace.cache.write_behind import WriteBehind
 from headrace.clock import Clock
-from headrace.errors import CacheUnavailable, LoadTimeout
+from headrace.errors import CacheUnavailable, LoadTimeout, UnencodableValue
 from headrace.events import LoadFailed, Observer
 
 T = TypeVar("T")
@@ -65,13 +66,10 @@ class Filler:
         self._request = request
         self._queue = behind
         self._flights = Flights()
-        self._behind: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """End every load; writes that were begun for blocking callers are finished."""
+        """End every load."""
         await self._flights.close()
-        if self._behind:
-            await asyncio.wait(self._behind)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -188,27 +186,49 @@ class Filler:
     # -- loading ------------------------------------------------------------------------------------------------------
 
     async def _fill(self, request: Request, epoch: Epoch, loader: Callable[[], Any], *, renew: bool = False) -> Entry:
-        """What one flight does. `renew`: an entry that wants attention is not good enough."""
-        older: Entry | None = None
-        if self._shared is not None:
-            own = self._queue.pending(request.key) if self._queue is not None else None
-            envelope = await self._at_home(self._shared.read(request.key, request.type)) if own is None else None
-            if own is not None or isinstance(envelope, Envelope):
-                older = own or self._from_shared(request, cast("Envelope", envelope), epoch)
-                settled = self._clock.monotonic() < older.attention_at
-                if settled or (not renew and self._is_usable(request.policy, older)):
-                    self._note_age(older)
-                    return older
-        tags = await self._tokens(request)
-        started = self._clock.monotonic()
+        """What one flight does. `renew`: an entry that wants attention is not good enough, but nobody waits for
+        better."""
+        own = self._queue.pending(request.key) if self._queue is not None else None
+        if own is not None and not renew and self._is_usable(request.policy, own):
+            return own
+        older, right = await self._claim(request, epoch, renew=renew)
+        if right is Right.ENOUGH and older is not None:
+            self._note_age(older)
+            return older
+        if right is Right.HELD and older is not None:
+            return self._rested(request, older, epoch)
+        committed = False
         try:
+            tags = await self._tokens(request)
+            started = self._clock.monotonic()
             value = await self._load(request, loader)
+            committed = True
         except Exception as error:  # a loader may raise anything; without a stand-in it goes to the waiters unchanged
             stand_in = self._stand_in(request, older, epoch, error)
             if stand_in is None:
                 raise
             return stand_in
-        return await self._store_loaded(request, epoch, value, self._clock.monotonic() - started, tags)
+        finally:
+            if not committed and isinstance(right, Lease) and self._shared is not None:
+                await self._at_home(self._shared.release(right))
+        return await self._store_loaded(request, epoch, value, self._clock.monotonic() - started, tags, right)
+
+    async def _claim(self, request: Request, epoch: Epoch, *, renew: bool) -> tuple[Entry | None, Lease | Right]:
+        """What the shared tier has, as an entry, and what may be done with a value that is loaded now."""
+        if self._shared is None:
+            return None, Right.ALONE
+
+        def is_enough(envelope: Envelope) -> bool:
+            entry = self._entry_from(request, envelope)
+            if renew:
+                return self._clock.monotonic() < entry.attention_at
+            return self._is_usable(request.policy, entry)
+
+        patience_s = 0.0 if renew else request.policy.load_timeout
+        envelope, right = await self._at_home(
+            self._shared.claim(request.key, request.type, is_enough=is_enough, patience_s=patience_s)
+        )
+        return (self._from_shared(request, envelope, epoch) if envelope is not None else None), right
 
     async def _load(self, request: Request, loader: Callable[[], Any]) -> Any:
         self._counts.add("loads")
@@ -223,33 +243,26 @@ class Filler:
             raise LoadTimeout(f"Loading {request.key!r} took longer than {limit:g} s.") from error
 
     def _fill_in_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
-        older: Entry | None = None
-        tags: Tags | None = ()
-        if self._shared is not None:
-            envelope = self._from_thread(self._shared.read(request.key, request.type))
-            if isinstance(envelope, Envelope):
-                older = self._from_shared(request, envelope, epoch)
-                if self._is_usable(request.policy, older):
-                    return older
-            tags = self._from_thread(self._tokens(request))
-        value, load_s, stand_in = self._load_here(request, epoch, loader, older)
-        if stand_in is not None:
-            return stand_in
         if self._shared is None:
-            return self._install_loaded(request, epoch, value, load_s)
-        return self._from_thread(self._store_loaded(request, epoch, value, load_s, tags))
+            value, load_s, stand_in = self._load_here(request, epoch, loader, None)
+            return stand_in or self._install_loaded(request, epoch, value, load_s)
+        older, right = self._from_thread(self._claim(request, epoch, renew=False))
+        if right is Right.ENOUGH and older is not None:
+            return older
+        committed = False
+        try:
+            tags = self._from_thread(self._tokens(request))
+            value, load_s, stand_in = self._load_here(request, epoch, loader, older)
+            committed = stand_in is None
+        finally:
+            if not committed and isinstance(right, Lease):
+                self._from_thread(self._shared.release(right))
+        return stand_in or self._from_thread(self._store_loaded(request, epoch, value, load_s, tags, right))
 
     def _load_on_loop_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
-        """Waiting would stop the loop: memory only, and the shared tier is written behind."""
+        """Waiting would stop the loop, and a lease needs waiting: memory only."""
         value, load_s, stand_in = self._load_here(request, epoch, loader, None)
-        if stand_in is not None:
-            return stand_in
-        entry = self._install_loaded(request, epoch, value, load_s)
-        if self._shared is not None and not request.tags and running_loop() is self._home:
-            task = self._home.create_task(self._write_loaded(request, epoch, value, load_s, ()))
-            self._behind.add(task)
-            task.add_done_callback(self._behind.discard)
-        return entry
+        return stand_in or self._install_loaded(request, epoch, value, load_s)
 
     def _load_here(
         self, request: Request, epoch: Epoch, loader: Callable[[], Any], older: Entry | None
@@ -274,12 +287,14 @@ class Filler:
         if not usable:
             return None
         assert entry is not None
-        now = self._clock.monotonic()
-        if now >= entry.fresh_until:
-            self._counts.add("stale_served")
+        self._note_age(entry)
+        return self._rested(request, entry, epoch)
+
+    def _rested(self, request: Request, entry: Entry, epoch: Epoch) -> Entry:
+        """The entry, left alone for a while although it wants attention."""
         rested = Entry(
             entry.value,
-            attention_at=min(now + request.policy.retry_after, entry.stale_until),
+            attention_at=min(self._clock.monotonic() + request.policy.retry_after, entry.stale_until),
             fresh_until=entry.fresh_until,
             stale_until=entry.stale_until,
             load_s=entry.load_s,
@@ -301,21 +316,28 @@ class Filler:
         return await self._at_home(self._shared.tokens(request.tags))
 
     async def _store_loaded(
-        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None
+        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None, right: Lease | Right
     ) -> Entry:
-        await self._write_loaded(request, epoch, value, load_s, tags)
-        return self._install_loaded(request, epoch, value, load_s)
-
-    async def _write_loaded(
-        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None
-    ) -> None:
-        if self._shared is None or tags is None or not self._near.holds(request.key, epoch):
-            return
+        """Write what was loaded, if the right to do so still stands, and keep it, if nothing came between."""
         fresh_s = self._fresh_s(request, value)
-        if fresh_s <= 0:
-            return
-        sealed = self._seal(self._shared, request, value, fresh_s, tags, load_s)
-        await self._at_home(self._shared.write([sealed]))
+        entry = self._fresh_entry(request, value, load_s, fresh_s)
+        keep = right is Right.ALONE
+        if isinstance(right, Lease):
+            assert self._shared is not None
+            if fresh_s > 0 and tags is not None and self._near.holds(request.key, epoch):
+                try:
+                    sealed = self._seal(self._shared, request, value, fresh_s, tags, load_s)
+                except UnencodableValue:
+                    await self._at_home(self._shared.release(right))
+                    raise
+                # None: the tier went away meanwhile, and this process's memory is all there is.
+                keep = await self._at_home(self._shared.commit(right, sealed)) is not False
+                entry.version = sealed.version
+            else:
+                await self._at_home(self._shared.release(right))
+        if not keep or not self._near.install(request.key, entry, epoch, request.policy, request.tags):
+            self._counts.add("installs_refused")
+        return entry
 
     def _install_loaded(self, request: Request, epoch: Epoch, value: Any, load_s: float) -> Entry:
         entry = self._fresh_entry(request, value, load_s, self._fresh_s(request, value))
@@ -427,8 +449,6 @@ class Filler:
 
     async def flush(self) -> None:
         """Wait for what is being written."""
-        if self._behind:
-            await asyncio.wait(self._behind)
         if self._queue is not None:
             await self._at_home(self._queue.flush())
 
@@ -452,14 +472,22 @@ class Filler:
         )
 
     def _from_shared(self, request: Request, envelope: Envelope, epoch: Epoch) -> Entry:
-        """The envelope as an entry of this process's clock, installed in memory."""
+        """The envelope as an entry, installed in memory."""
+        entry = self._entry_from(request, envelope)
+        tags = tuple(tag for tag, _ in envelope.tags)
+        if not self._near.install(request.key, entry, epoch, request.policy, tags):
+            self._counts.add("installs_refused")
+        return entry
+
+    def _entry_from(self, request: Request, envelope: Envelope) -> Entry:
+        """The envelope in the times of this process's clock."""
         policy = request.policy
         # A writer's clock may run ahead of ours: an entry from the future counts as new.
         age_s = max(0.0, self._clock.wall() - envelope.created_ms / 1000)
         fresh_s = FOREVER if envelope.fresh_ms == FOREVER_MS else envelope.fresh_ms / 1000
         load_s = envelope.load_us / 1_000_000
         born = self._clock.monotonic() - age_s
-        entry = Entry(
+        return Entry(
             envelope.value,
             attention_at=born + attention_after(policy, fresh_s=fresh_s, load_s=load_s, rng=self._rng.random),
             fresh_until=born + fresh_s,
@@ -467,10 +495,6 @@ class Filler:
             load_s=load_s,
             version=envelope.version,
         )
-        tags = tuple(tag for tag, _ in envelope.tags)
-        if not self._near.install(request.key, entry, epoch, policy, tags):
-            self._counts.add("installs_refused")
-        return entry
 
     def _is_usable(self, policy: CachePolicy, entry: Entry) -> bool:
         """Whether the entry may answer without a load: it is fresh, or its policy renews stale ones behind the

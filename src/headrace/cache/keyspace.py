@@ -9,10 +9,12 @@ Tokens are random instead of counted, so that a token that the server evicted or
 value.
 """
 
+from collections.abc import Callable
+
+from headrace.cache.policy import glob_pattern
 from headrace.errors import InvalidKey
 
 KEY_BYTES_MAX = 1024
-_SPECIAL = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
 
 
 def check_key(key: object) -> str:
@@ -66,8 +68,22 @@ class Keyspace:
         return self.prefix + b"@tag:" + tag.encode()
 
     def entries(self, glob: str) -> bytes:
-        """The glob of the entries whose keys match `glob`, in Redis's own dialect: `[!ab]` is `[^ab]` there."""
-        return self._entry.replace(b"[", b"\\[") + glob.replace("\\", "\\\\").replace("[!", "[^").encode() + b"}"
+        """A glob in Redis's own dialect of the entries and leases whose keys match, and perhaps some more."""
+        return self._entry.replace(b"[", b"\\[") + glob.replace("\\", "\\\\").replace("[!", "[^").encode() + b"}*"
+
+    def matcher(self, glob: str) -> "Callable[[bytes], bool | None]":
+        """Tells of a found name whether it is an entry (True) or a lease (False) of a key that matches; None:
+        neither."""
+        pattern = glob_pattern(glob)
+
+        def kind(name: bytes) -> bool | None:
+            is_entry = name.endswith(b"}")
+            if not is_entry and not name.endswith(b"}:l"):
+                return None
+            key = name[len(self._entry) : -1 if is_entry else -3].decode("utf-8", "replace")
+            return is_entry if pattern.match(key) else None
+
+        return kind
 
     def parse(self, name: bytes) -> tuple[str, str] | None:
         """What a name speaks of: ("entry", key), ("tag", tag) or ("generation", ""); None for leases and strangers."""

@@ -170,25 +170,28 @@ class Remote:
                 raise reply
         return sum(replies)
 
-    async def unlink_matching(self, glob: bytes) -> int:
-        """Remove every key that matches on every primary, a bounded batch at a time; how many there were.
+    async def unlink_matching(self, glob: bytes, kind: Callable[[bytes], bool | None]) -> int:
+        """Remove every key that matches on every primary, a bounded batch at a time; how many counted.
 
-        A key that is there from beginning to end is found; one that comes meanwhile may be (as with SCAN). Cancelling
-        it leaves the rest in place.
+        `kind` says of a found key whether it counts (True), goes uncounted (False) or stays (None). A key that is
+        there from beginning to end is found; one that comes meanwhile may be (as with SCAN). Cancelling it leaves the
+        rest in place.
         """
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._unlink_matching_on(pipeline, glob)) for pipeline in self.primaries()]
+                tasks = [group.create_task(self._unlink_on(pipeline, glob, kind)) for pipeline in self.primaries()]
         except* CacheUnavailable as group_error:
             failure = group_error.exceptions[0]
         else:
             return sum(task.result() for task in tasks)
         raise failure
 
-    async def _unlink_matching_on(self, pipeline: Pipeline, glob: bytes) -> int:
+    async def _unlink_on(self, pipeline: Pipeline, glob: bytes, kind: Callable[[bytes], bool | None]) -> int:
         removed = 0
         async for keys in self._scan(pipeline, glob):
-            removed += await self.unlink(keys)
+            # What does not count goes first: it is the right to write what does.
+            await self.unlink([key for key in keys if kind(key) is False])
+            removed += await self.unlink([key for key in keys if kind(key)])
         return removed
 
     async def _scan(self, pipeline: Pipeline, glob: bytes) -> AsyncIterator[list[bytes]]:

@@ -10,13 +10,14 @@ import asyncio
 import enum
 import random
 import re
-from collections.abc import Collection, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Final, cast
 
 from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Tags
 from headrace.cache.config import RemoteConfig
 from headrace.cache.entry import FOREVER
 from headrace.cache.keyspace import Keyspace
+from headrace.cache.lease import Claim, Lease, Leases, Right
 from headrace.cache.near import Near
 from headrace.cache.policy import glob_pattern
 from headrace.cache.remote import Remote, RemoteWatcher
@@ -76,6 +77,7 @@ class SharedTier(RemoteWatcher):
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
+        self._leases = Leases(self._remote, lease_s=config.lease, token=self._random, rng=tokens.random)
         self._down_since: dict[str, float] = {}
         self._wake = asyncio.Event()
         self._upkeep: asyncio.Task[None] | None = None
@@ -96,6 +98,7 @@ class SharedTier(RemoteWatcher):
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
+        await self._leases.close()
         await self._remote.close()
         for name in self._deferred.names():
             self._observer.on(
@@ -305,6 +308,53 @@ class SharedTier(RemoteWatcher):
         self._observer.on(WriteDropped(key=key, reason=reason))
         return False
 
+    # -- leases -------------------------------------------------------------------------------------------------------
+
+    async def claim(
+        self, key: str, type: Any, *, is_enough: Callable[[Envelope], bool], patience_s: float | None
+    ) -> Claim:
+        """What is shared under `key` if it is good enough, else the lease to load it, waited for at most `patience_s`.
+
+        None: as long as the configuration says.
+        """
+        found = await self.read(key, type)
+        if found is AWAY:
+            return Claim(None, Right.ALONE)
+        if isinstance(found, Envelope) and is_enough(found):
+            return Claim(found, Right.ENOUGH)
+
+        looks = 0
+
+        async def opened(data: Any) -> Envelope | None:
+            # Not counted as hits and misses: it is the same read as above, over again.
+            nonlocal looks
+            looks += 1
+            if looks == 2:
+                self._counts.add("lease_waits")
+            opened = self._codec.open(key, data, type) if data.__class__ is bytes else None
+            checked = await self.checked(key, opened) if isinstance(opened, Envelope) else None
+            return checked if isinstance(checked, Envelope) else None
+
+        return await self._leases.claim(
+            (self.keyspace.name(key), self.keyspace.lease(key)),
+            opened,
+            is_enough=is_enough,
+            patience_s=self._config.lease_wait_max if patience_s is None else patience_s,
+        )
+
+    async def commit(self, lease: Lease, entry: "Sealed") -> bool | None:
+        """Write what was loaded under a lease; False if something came between, None if the tier is away."""
+        try:
+            return await self._leases.commit(lease, entry.data, entry.life_ms)
+        except CacheUnavailable as error:
+            self._counts.add("writes_dropped")
+            self._observer.on(WriteDropped(key=entry.key, reason=error.message))
+            return None
+
+    async def release(self, lease: Lease) -> None:
+        """Let others load."""
+        self._leases.release(lease)
+
     # -- invalidating -------------------------------------------------------------------------------------------------
 
     async def forget(self, keys: Sequence[str]) -> int:
@@ -322,7 +372,7 @@ class SharedTier(RemoteWatcher):
         if self.keyspace.generation is None:
             return 0
         try:
-            removed = await self._remote.unlink_matching(self.keyspace.entries(glob))
+            removed = await self._remote.unlink_matching(self.keyspace.entries(glob), self.keyspace.matcher(glob))
         except CacheUnavailable:
             self._counts.add("remote_errors")
             return 0

@@ -21,6 +21,8 @@ class CacheStatistics(msgspec.Struct, frozen=True, kw_only=True):
     load_errors: int = 0
     coalesced: int = 0
     """Calls that waited for a load that another call had started."""
+    lease_waits: int = 0
+    """Loads for which this process waited for another one's lease."""
     refreshes: int = 0
     """Reloads behind a hit."""
     stale_served: int = 0

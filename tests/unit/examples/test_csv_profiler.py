@@ -242,10 +242,12 @@ async def test_column_warns(cells, warning):
         ["yes", "no", "no"],
         [str(n / 10) for n in range(1, 30)],
         ["5"] * 30 + ["6"],
+        ["0123", "4567", "8901", "0123"],
+        ["A", "B", "f", "t", "B"],
     ],
 )
 async def test_ordinary_column_is_quiet(cells):
-    """No warning without a reason; different measurements are no key, and a rare neighbour is no outlier."""
+    """No warning without a reason: measurements are no key, a rare neighbour no outlier, a code no number."""
     assert (await profile_column(cells))["warnings"] == []
 
 

@@ -41,6 +41,7 @@ async def test_sample_is_summarised_by_what_it_is_about():
     assert report["extract"] == " ".join(sentence["text"] for sentence in report["sentences"])
     assert {"water", "wheel", "headrace", "mill"} <= {keyword["word"] for keyword in report["keywords"]}
     assert report["words_total"] == len(TEXT.split())
+    assert dict(report["summary"])["Keywords"] == ", ".join(keyword["word"] for keyword in report["keywords"])
 
 
 async def test_sample_is_cut_into_its_sentences():
@@ -234,6 +235,12 @@ async def test_text_without_a_word_is_refused(text):
 def test_plurals_are_folded(word, stem):
     """The S-stemmer folds plurals and leaves other words that end in s."""
     assert summariser.singular(word) == stem
+
+
+def test_words_without_meaning_are_left_out():
+    """Stop words, numbers and single letters say nothing; a word is known by its stem."""
+    found = list(summariser.terms("This is his; it was the mill's 3rd, and Wheels x-axes turn."))
+    assert found == [("mill", "mill"), ("wheel", "Wheels"), ("axe", "axes"), ("turn", "turn")]
 
 
 async def test_keyword_has_its_most_frequent_form():

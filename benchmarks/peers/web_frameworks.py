@@ -1,9 +1,9 @@
 """Which web framework carries our two hottest endpoints at the lowest cost?
 
-One uvicorn worker (uvloop, httptools) per framework, driven by `wrk` from the same machine: `GET /api/v1/agents/{id}/status`
-and `POST /api/v1/agents/{id}/execute` with a JSON body that is validated and answered as JSON. The handlers do nothing
-else, so the difference between two rows is the framework. Rounds alternate between frameworks, so that a noisy
-neighbour hits all of them.
+One uvicorn worker (uvloop, httptools) per framework, driven by `wrk` from the same machine: `GET
+/api/v1/agents/{id}/status` and `POST /api/v1/agents/{id}/execute` with a JSON body that is validated and answered as
+JSON. The handlers do nothing else, so the difference between two rows is the framework. Rounds alternate between
+frameworks, so that a noisy neighbour hits all of them.
 
     python -m benchmarks.peers.web_frameworks [--rounds 3] [--seconds 4]
 
@@ -210,7 +210,8 @@ def _round(name: str, seconds: int, script: str) -> tuple[float, float]:
                 break
             except OSError:
                 time.sleep(0.1)
-        return _wrk(f"{base}/status", seconds=seconds, script=None), _wrk(f"{base}/execute", seconds=seconds, script=script)
+        read = _wrk(f"{base}/status", seconds=seconds, script=None)
+        return read, _wrk(f"{base}/execute", seconds=seconds, script=script)
     finally:
         server.terminate()
         server.wait()

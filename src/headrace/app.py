@@ -102,6 +102,8 @@ class Rooms:
         """Open every room that the configuration turns on."""
         async with AsyncExitStack() as stack:
             stack.callback(self._counters.close)
+            # Finding a slot in the shared file may wait for a lock; the first request must not.
+            await asyncio.to_thread(self._counters.settle)
             await stack.enter_async_context(watching(self.monitor))
             await stack.enter_async_context(self.cache)
             if self.database is not None:

@@ -50,9 +50,8 @@ def wave(at: float, *, period_s: float, low: float, high: float) -> float:
     return low + (high - low) * (swing + 1) / 2
 
 
-def busy(at: float) -> Snapshot:
-    """A healthy service of four workers under moving load."""
-    requests_per_s = wave(at, period_s=300, low=900, high=1_700)
+def busy_endpoints(at: float, requests_per_s: float) -> tuple[Endpoint, ...]:
+    """Five routes that share the load."""
     routes = [
         ("POST", "/api/v1/agents/{agent_id}/execute", 0.30, 3_100, 24.8),
         ("GET", "/api/v1/agents/{agent_id}/status", 0.56, 5_800, 3.2),
@@ -60,7 +59,7 @@ def busy(at: float) -> Snapshot:
         ("POST", "/api/v1/agents/deploy", 0.004, 34, 61.0),
         ("GET", "/api/v1/agents/{agent_id}/executions/{execution_id}", 0.05, 480, 4.4),
     ]
-    endpoints = tuple(
+    return tuple(
         Endpoint(
             method=method,
             route=route,
@@ -71,7 +70,11 @@ def busy(at: float) -> Snapshot:
         )
         for method, route, share, count, p50_ms in routes
     )
-    workers = tuple(
+
+
+def busy_workers(at: float, requests_per_s: float) -> tuple[Worker, ...]:
+    """Four workers that share the load."""
+    return tuple(
         Worker(
             slot=slot,
             pid=41_210 + slot * 7,
@@ -83,6 +86,12 @@ def busy(at: float) -> Snapshot:
         )
         for slot in range(4)
     )
+
+
+def busy(at: float) -> Snapshot:
+    """A healthy service of four workers under moving load."""
+    requests_per_s = wave(at, period_s=300, low=900, high=1_700)
+    endpoints = busy_endpoints(at, requests_per_s)
     errors_per_s = endpoints[0].errors_per_s
     hits = wave(at, period_s=170, low=0.90, high=0.97)
     return Snapshot(
@@ -106,7 +115,7 @@ def busy(at: float) -> Snapshot:
             timeouts_per_s=0.0,
             run_latency=latency(4_000, 18.0),
         ),
-        workers=workers,
+        workers=busy_workers(at, requests_per_s),
         host=Host(
             cpu_percent=wave(at, period_s=240, low=34, high=57),
             cpus=4.0,

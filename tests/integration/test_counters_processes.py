@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,47 @@ def test_forked_children_count_in_slots_of_their_own(path, reader):
     assert folded.slots[0].contents.counters == {Series("hits_total"): 1_001}
     assert folded.retired == 8
     ended(parent)
+
+
+def test_readers_that_race_with_deaths_see_totals_that_only_grow(path):
+    """While a hundred short lives count and end, two folding readers agree on a total that never goes back."""
+    lives = """
+import os, sys
+from pathlib import Path
+from headrace.monitor.counters import Counters
+
+counters = Counters.open(Path(sys.argv[1]), slots=8)
+hits, wait = counters.counter("hits_total"), counters.histogram("wait_seconds")
+for _ in range(100):
+    child = os.fork()
+    if child == 0:
+        hits.add(10)
+        wait.record(0.2)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    readers = [Counters.open(path, slots=8) for _ in range(2)]
+    seen: list[list[int]] = [[], []]
+    process = subprocess.Popen([sys.executable, "-c", lives, str(path)])
+
+    def watch(reader: Counters, totals: list[int]) -> None:
+        while process.poll() is None or not totals:
+            totals.append(reader.fold().counters.get(Series("hits_total"), 0))
+
+    threads = [threading.Thread(target=watch, args=pair) for pair in zip(readers, seen, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert process.wait() == 0
+    for reader, totals in zip(readers, seen, strict=True):
+        assert totals == sorted(totals)
+        folded = reader.fold()
+        assert folded.counters == {Series("hits_total"): 1_000}
+        assert folded.histograms[Series("wait_seconds")].count == 100
+        assert folded.retired == 100
+        reader.close()
 
 
 def test_private_counters_of_a_forked_child_begin_empty(tmp_path):

@@ -10,8 +10,8 @@ from headrace.monitor.slots import SLOT_BYTES
 class MonitorConfig:
     """The options of `Monitor`.
 
-    With the defaults the history takes about 4 MB where responses take between 1 ms and 1 s, and at most 75 MB if
-    every bucket of every histogram were used in every step.
+    With the defaults a full history takes about 13 MB for thirty endpoints that answer within 1 ms to 1 s, and could
+    not take more than 125 MB if every bucket of 200 endpoints were used in every step.
     """
 
     tick_s: float = 1.0

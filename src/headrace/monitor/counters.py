@@ -3,7 +3,7 @@
     counters = Counters.open(path)                      # None: this process alone
     hits = counters.counter("headrace_cache_hits_total", tier="memory")
     hits.add()                                          # bind a series once, add often
-    counters.fold().counters[hits.series]               # the total over all processes, living and dead
+    counters.fold().counters                            # the totals over all processes, living and dead
 
 Each process writes into its own slot of one memory-mapped file (see `slot_file`). It claims the slot at its
 first write, so a process that is forked later gets one of its own without asking for it, and one that never counts
@@ -109,6 +109,9 @@ class Counters:
         self._is_private = True
         self._is_open = True
         self._bound: dict[Series, tuple[int, Bound]] = {}
+        self._kinds: dict[str, int] = {}
+        # Two locks, so that declaring a series never waits for a fold. Whoever takes both takes the fold's first.
+        self._fold_lock = threading.Lock()
         self._lock = threading.RLock()
         _open[id(self)] = self
 
@@ -150,14 +153,15 @@ class Counters:
 
         Takes some milliseconds, and reads files: a thread's work, not an event loop's.
         """
-        with self._lock:
+        with self._fold_lock:
             if not self._is_open:
                 raise NotOpen("These counters are closed.", fix="Fold before closing.")
             if self._file is None:
                 own = self._private_reading(0)
                 totals = own[0].contents if own else Contents()
                 return Folded(self._identity, totals, own, refused=sum(slot.refused for slot in own))
-            self._move_in()
+            with self._lock:
+                self._move_in()
             self._file.retire()
             reading = self._file.read()
             slots = (*reading.slots, *self._private_reading(-1))
@@ -177,14 +181,14 @@ class Counters:
 
         Touches files: a thread's work, not an event loop's.
         """
-        with self._lock:
+        with self._fold_lock, self._lock:
             if self._settle():
                 self._move_in()
             return self._slot is not None and not self._is_private
 
     def close(self) -> None:
         """Leave the slot to be folded by others. Later writes are dropped. Can be called twice."""
-        with self._lock:
+        with self._fold_lock, self._lock:
             if not self._is_open:
                 return
             self._is_open = False
@@ -200,24 +204,25 @@ class Counters:
     # -- series -----------------------------------------------------------------------------------------------------
 
     def _declare(self, kind: int, series: Series) -> Bound:
+        known = self._bound.get(series)
+        if known is not None and known[0] == kind:
+            return known[1]
+        _check_names(series)
         with self._lock:
+            if self._kinds.setdefault(series.name, kind) != kind:
+                raise CallerError(
+                    f"{series.name} is a {KINDS[self._kinds[series.name]]} already, not a {KINDS[kind]}.",
+                    fix="Give one of the two another name.",
+                )
             known = self._bound.get(series)
-            if known is not None:
-                if known[0] != kind:
-                    raise CallerError(
-                        f"{series.name} is a {KINDS[known[0]]} already, not a {KINDS[kind]}.",
-                        fix="Give one of the two another name.",
-                    )
-                return known[1]
-            _check_names(series)
-            return self._bind(kind, series)
+            return self._bind(kind, series) if known is None else known[1]
 
     def _bind(self, kind: int, series: Series) -> Bound:
         """Give a series its place, if there is a slot yet, and see that it gets another one with another slot."""
         bound = self._new(kind)
         if self._slot is not None:
             self._put(bound, kind, series, self._slot)
-            if not self._slot.has(series) and self._slot.has(overflow(series)):
+            if not self._slot.has(kind, series) and self._slot.has(kind, overflow(series)):
                 # One bound series stands for all that overflow, so that unbounded labels do not become unbounded
                 # memory.
                 return self._declare(kind, overflow(series))
@@ -274,7 +279,8 @@ class Counters:
         return (self._slot.reading(index, os.getpid(), 0),)
 
     def _forked(self) -> None:
-        """In the child: the slot is the parent's, and so may be the lock."""
+        """In the child: the slot is the parent's, and so may be the locks."""
+        self._fold_lock = threading.Lock()
         self._lock = threading.RLock()
         self._slot = None
         self._is_private = True
@@ -302,9 +308,10 @@ def _carry_over(source: Slot, target: Slot) -> None:
 
     The target is written to meanwhile, so this goes cell by cell, each of them a whole addition.
     """
-    places = {entry.series: entry.at for entry in target.entries()}
     for kind, at, series in source.entries():
-        place = places[series]
+        place = target.place(kind, series)
+        if place is None:
+            continue
         if kind == GAUGE:
             if target.floats[place] == 0.0:
                 target.floats[place] = source.floats[at]

@@ -99,34 +99,35 @@ class Histogram(Bound):
 
     def record(self, seconds: float) -> None:
         """Count one duration. A negative one counts as zero, NaN nowhere, and the sum takes at most a day of each."""
-        # Everything is computed before the first cell is touched: what follows then holds no point at which CPython
-        # would run another thread, so that an addition is whole (see `counters`).
+        # What needs a call comes first. From the look at the place to the store there is then no point at which
+        # CPython would run another thread, which might move the series meanwhile or count in the same cell (see
+        # `counters`).
         if LOWEST_S < seconds <= HIGHEST_S:
-            bucket = self._at + (UNDERFLOW + BUCKETS) - int(_FROM_TOP - math.log(seconds) * _PER_E)
+            bucket = UNDERFLOW + BUCKETS - int(_FROM_TOP - math.log(seconds) * _PER_E)
             nanoseconds = int(seconds * 1e9)
         elif seconds <= LOWEST_S:
-            bucket = self._at + UNDERFLOW
+            bucket = UNDERFLOW
             nanoseconds = int(seconds * 1e9) if seconds > 0.0 else 0
         elif seconds > HIGHEST_S:
-            bucket = self._at + (UNDERFLOW + BUCKETS + 1)
+            bucket = UNDERFLOW + BUCKETS + 1
             nanoseconds = int(min(seconds, DAY_S) * 1e9)
         else:
             return
         try:
-            self._cells[bucket] += 1
+            self._cells[self._at + bucket] += 1
             if seconds > 0.1:
                 self._count_over(seconds)
-            self._cells[self._at] += nanoseconds
+            self._cells[self._at + SUM] += nanoseconds
         except IndexError:
             if self._settled():
                 self.record(seconds)
 
     def _count_over(self, seconds: float) -> None:
-        at = self._at + OVER
+        over = OVER
         for limit in LIMITS_S:
             if seconds > limit:
-                self._cells[at] += 1
-            at += 1
+                self._cells[self._at + over] += 1
+            over += 1
 
     def distribution(self) -> "Distribution":
         """What this process recorded so far."""

@@ -3,8 +3,9 @@
     header: owners of the slots, what is retired | retired A | retired B | slot 0 | slot 1 | ...
 
 **Who writes where.** A process writes into its slot alone, without a lock. The header changes only under the lock: an
-flock, which the kernel takes back from whoever dies with it. It says who owns which slot: process id, start of the
-process and generation, because ids and slots are given again.
+flock, which the kernel takes back from whoever dies with it. (Only an owner's word that it has left needs none.) It
+says who owns which slot: process id, start of the process and generation, because ids and slots are given again. All
+processes must see each other's ids, so they live in one PID namespace.
 
 **The dead.** A process that was killed leaves its slot as it was after its last finished store. Whoever folds and gets
 the lock at once adds such slots to the retired totals, so that counters never go back, and drops their gauges. The new
@@ -145,19 +146,21 @@ class SlotFile:
             return None
 
     def _claim(self) -> Slot | None:
+        pid = os.getpid()
+        mark = started(pid)
         index = self._free()
         if index is None:
             self._retire()
             index = self._free()
-        if index is None or not self._reserve(index + 2):
+        # A process that cannot see itself would be taken for dead, and its counts from then on lost.
+        if index is None or mark == 0 or not self._reserve(index + 2):
             return None
         header, slot = self._header, self._slots[index]
         generation = header[_GENERATION] + 1
         header[_GENERATION] = generation
         self._own(index, Owner(0, 0, 0))
         slot.reset(generation)
-        pid = os.getpid()
-        self._own(index, Owner(pid, started(pid), generation))
+        self._own(index, Owner(pid, mark, generation))
         return slot
 
     def vacate(self, slot: Slot) -> None:

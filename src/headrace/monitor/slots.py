@@ -130,7 +130,7 @@ class Slot:
         self.cells: memoryview[int] = memory.cast("Q")
         self.floats: memoryview[float] = memory.cast("d")
         self._directory_end = _HEADER_CELLS * 8 + len(memory) // 32 * 8
-        self._places: dict[Series, int] = {}
+        self._places: dict[tuple[int, Series], int] = {}
         self._known: list[Entry] = []
         self._parsed = 0
         self._parsed_generation = -1
@@ -188,14 +188,15 @@ class Slot:
             at = self._declare(kind, overflow(series))
         return at
 
-    def has(self, series: Series) -> bool:
+    def has(self, kind: int, series: Series) -> bool:
         """Whether a series has a place of its own; for the writer only."""
-        return series in self._places
+        return (kind, series) in self._places
 
     def _declare(self, kind: int, series: Series) -> int | None:
         """Append a series to the directory. The last eighth of both areas is kept for overflow series."""
-        if series in self._places:
-            return self._places[series]
+        known = self._places.get((kind, series))
+        if known is not None:
+            return known
         cells = self.cells
         at = cells[_USED]
         payload = msgspec.msgpack.encode((kind, at, series.name, series.labels))
@@ -210,7 +211,7 @@ class Slot:
         self._bytes[begin : begin + 8 + len(payload)] = head + payload
         cells[_USED] = at + WIDTH[kind]
         cells[_DIRECTORY] += length
-        self._places[series] = at
+        self._places[kind, series] = at
         return at
 
     def entries(self) -> list[Entry]:

@@ -3,16 +3,14 @@
 It is fed the totals at each tick and keeps differences. Three things can spoil a difference, and none yields a wrong
 number:
 
-- **Totals went back** (the file was made anew): that interval is a gap. No point is told for it, and none is negative.
-- **A tick came late** (stopped process, busy machine): the step is as long as it really was, by the monotonic clock,
-and its
-  rates are divided by that. A gap in *looking* is not a gap in what was counted.
-- **The wall clock jumped**: steps are kept by monotonic time, and wall time is added where they leave. After a jump of
-more
-  than a second all of them are told in the new time, so that a chart's axis never runs backwards.
+- Totals went back (the file was made anew): that interval is a gap. No point is told for it, and none is negative.
+- A tick came late (stopped process, busy machine): the step is as long as it really was, by the monotonic clock, and
+  its rates are divided by that. A gap in looking is not a gap in what was counted.
+- The wall clock jumped: steps are kept by monotonic time, and wall time is added where they leave. After a jump of
+  more than a second all of them are told in the new time, so that a chart's axis never runs backwards.
 
-Memory is bounded by the lengths of four rings. A step holds its response times as a compressed histogram, 0.3 KB for
-times between 1 ms and 1 s and 5.2 KB at the very worst.
+Memory is bounded by the lengths of the rings. A step holds its response times as a compressed histogram: 0.2 to 0.7 KB
+for times between 1 ms and 1 s, and 5.2 KB at the very worst.
 """
 
 from collections import deque

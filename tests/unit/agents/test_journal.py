@@ -27,6 +27,12 @@ class Shard:
         self.batches.append(list(items))
 
 
+async def turn():
+    """Let every task that is ready run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
 def journal_of(shard, clock=None, batch_max=100):
     return Journal(shard.write, batch_max=batch_max, retry_s=5.0, clock=clock or FakeClock())
 
@@ -37,9 +43,9 @@ async def test_what_gathers_during_a_commit_is_the_next_batch():
     journal = journal_of(shard)
     shard.gate.clear()
     tasks = [asyncio.create_task(journal.append("first"))]
-    await asyncio.sleep(0.001)
+    await turn()
     tasks += [asyncio.create_task(journal.append(str(n))) for n in range(5)]
-    await asyncio.sleep(0.001)
+    await turn()
     shard.gate.set()
     await asyncio.gather(*tasks)
     assert shard.batches == [["first"], ["0", "1", "2", "3", "4"]]
@@ -51,7 +57,7 @@ async def test_nobody_is_acknowledged_before_the_commit():
     journal = journal_of(shard)
     shard.gate.clear()
     task = asyncio.create_task(journal.append("x"))
-    await asyncio.sleep(0.001)
+    await turn()
     assert not task.done()
     shard.gate.set()
     await task
@@ -106,7 +112,7 @@ async def test_a_cancelled_caller_does_not_take_its_item_along():
     journal = journal_of(shard)
     shard.gate.clear()
     task = asyncio.create_task(journal.append("x"))
-    await asyncio.sleep(0.001)
+    await turn()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     shard.gate.set()

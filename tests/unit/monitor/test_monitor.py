@@ -317,6 +317,25 @@ async def test_a_failing_publication_is_told_once_and_does_not_stop_the_fold(mon
     assert events == {"MonitorFailed": 2}
 
 
+async def test_a_failing_fold_is_told_once_and_tried_again(monitors, shared, clock, monkeypatch):
+    """When the counters cannot be read the last snapshot stays, and the next tick may do better."""
+    heard = Heard()
+    monitor = monitors(counters=shared[0], observer=heard)
+    await monitor.tick()
+    await watch(monitor, clock, 2)
+    before = monitor.snapshot()
+    with monkeypatch.context() as broken:
+        broken.setattr("headrace.monitor.slot_file.SlotFile._read_once", lambda _file: None)
+        await watch(monitor, clock, 2)
+        assert monitor.snapshot() == before
+        assert [event.step for event in heard.events] == ["fold"]
+
+    await watch(monitor, clock, 1)
+
+    assert monitor.snapshot().at == clock.wall()
+    assert len(heard.events) == 1
+
+
 async def test_the_last_snapshot_stays_after_a_gap(monitors, clock):
     """When the totals went back nothing is known of the interval; what was known keeps its time."""
     file = Counters.open(None)

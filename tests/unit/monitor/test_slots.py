@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import threading
 
 import pytest
 
@@ -107,6 +108,17 @@ def test_without_a_free_slot_counts_are_private_until_there_is_one(tmp_path):
     third.close()
 
 
+def test_a_process_that_cannot_see_itself_counts_in_private(tmp_path, monkeypatch):
+    """Where /proc is hidden everybody would look dead; counting in a shared slot would then lose counts."""
+    monkeypatch.setattr("headrace.monitor.slot_file.started", lambda _pid: 0)
+    counters = Counters.open(tmp_path / "counters", **SHAPE)
+    counters.counter("x_total").add(3)
+
+    assert not counters.settle()
+    assert counters.fold().counters == {Series("x_total"): 3}
+    counters.close()
+
+
 def test_a_slot_has_a_new_generation_with_each_owner(tmp_path):
     """Readers can tell a slot's owners apart, though both are this process."""
     generations = []
@@ -143,6 +155,23 @@ def test_an_entry_that_is_not_yet_visible_is_read_later():
     assert [entry.series.name for entry in reader.entries()] == ["a_total"]
     memory[begin : begin + 64] = whole
     assert [entry.series.name for entry in reader.entries()] == ["a_total", "b_total"]
+
+
+def test_processes_that_disagree_on_a_kind_do_not_disturb_each_other(tmp_path):
+    """A name may be a counter in one version of a service and a histogram in the next; folding keeps both whole."""
+    old, new = Counters.open(tmp_path / "counters", **SHAPE), Counters.open(tmp_path / "counters", **SHAPE)
+    old.counter("wait", overflow="true").add(3)
+    old.counter("other_total").add(4)
+    new.histogram("wait", overflow="true").record(0.5)
+    old.close()
+    new.close()
+    reader = Counters.open(tmp_path / "counters", **SHAPE)
+
+    folded = reader.fold()
+
+    assert folded.counters == {Series("wait", (("overflow", "true"),)): 3, Series("other_total"): 4}
+    assert folded.histograms[Series("wait", (("overflow", "true"),))].count == 1
+    reader.close()
 
 
 def test_a_foreign_file_is_refused_and_left_alone(tmp_path):
@@ -265,3 +294,37 @@ def test_counting_goes_on_without_the_directory(tmp_path):
 
     assert counters.fold().counters == {Series("x_total"): 2}
     counters.close()
+
+
+def test_moving_out_of_private_memory_under_load_loses_nothing(tmp_path):
+    """Threads that count while their process moves into a freed slot end in an exact total."""
+    path = tmp_path / "counters"
+    first, second = (Counters.open(path, slots=1, slot_bytes=SLOT_BYTES_MIN) for _ in range(2))
+    first.counter("x_total").add()
+    hits, wait = second.counter("hits_total"), second.histogram("wait_seconds")
+    hits.add()
+    moved = []
+
+    def work():
+        for _ in range(30_000):
+            hits.add()
+            wait.record(0.3)
+
+    def move():
+        first.close()
+        moved.append(second.settle())
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    threads.append(threading.Thread(target=move))
+    threads[-1].start()
+    for thread in threads:
+        thread.join()
+
+    assert moved == [True]
+    folded = second.fold()
+    assert folded.counters == {Series("x_total"): 1, Series("hits_total"): 120_001}
+    distribution = folded.histograms[Series("wait_seconds")]
+    assert (distribution.count, distribution.over(0.2), distribution.sum_s) == (120_000, 120_000, 36_000.0)
+    second.close()

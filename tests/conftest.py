@@ -5,9 +5,11 @@ the compiled ones are older than their sources: an edit under test must be what 
 """
 
 import asyncio
+import faulthandler
 import inspect
 import os
 import re
+import sys
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +27,7 @@ PACKAGE = Path(build.__file__).parent
 HOT_NAMES = {name for path in build.hot_files() for name in (path.stem, path.parent.name)} - {"cache", "monitor"}
 HOT_PATH = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(HOT_NAMES))})(?![a-z0-9])")
 
+STDERR = pytest.StashKey[int]()
 PIDS_BEFORE_CALL = pytest.StashKey[set[int]]()
 SKIPPED = pytest.StashKey[list[str]]()
 
@@ -34,6 +37,7 @@ if os.environ.get("HEADRACE_PLAIN") == "1" or build.is_stale():
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare what the hooks below note."""
+    config.stash[STDERR] = os.dup(sys.stderr.fileno())  # the real one: tests run with another
     config.stash[SKIPPED] = []
     config.pluginmanager.register(SkipLog(config.stash[SKIPPED]))
     leftovers.mark_session()
@@ -89,6 +93,17 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     """Note which processes are there before the test itself, but after its fixtures, may start some."""
     item.stash[PIDS_BEFORE_CALL] = set(psutil.pids())
     return (yield)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
+    """Bound the teardown of a failed test: a task that will not be cancelled would hold the session for ever.
+
+    pytest's own watch stops when a test has failed; this one goes on and, as that does, ends with the test.
+    """
+    if isinstance(node, pytest.Item):
+        seconds = float(node.config.getini("faulthandler_timeout"))
+        faulthandler.dump_traceback_later(seconds, exit=True, file=node.config.stash[STDERR])
 
 
 @pytest.fixture(autouse=True)

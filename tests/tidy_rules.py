@@ -52,7 +52,9 @@ def file_is_named_by_a_noun(path: str, text: str) -> Iterator[str]:
     if _suffix(path) != ".py":
         return
     for part in PurePosixPath(path).with_suffix("").parts:
-        if DRAWERS.intersection(word.removesuffix("s") for word in part.split("_")):
+        # test_whole_service.py tells of a behaviour, test_service.py of a drawer
+        words = [part.removeprefix("test_")] if part.startswith("test_") else part.split("_")
+        if DRAWERS.intersection(word.removesuffix("s") for word in words):
             yield f"{path}: '{part}' names a drawer: name the thing of the domain that is inside"
 
 

@@ -56,6 +56,19 @@ def test_that_fails_as_expected():
     raise AssertionError
 """
 
+HANG = """
+import asyncio, contextlib
+
+async def stay():
+    while True:
+        with contextlib.suppress(BaseException):
+            await asyncio.sleep(0)
+
+async def test_that_fails_and_leaves_a_task_that_cannot_be_cancelled():
+    task = asyncio.create_task(stay())
+    raise AssertionError
+"""
+
 SERVER_OF_A_FIXTURE = """
 import subprocess, sys, pytest
 
@@ -72,12 +85,12 @@ def test_that_uses_it(server):
 Session = subprocess.CompletedProcess[str]
 
 
-def run_session(directory: Path, source: str, **environment: str) -> Session:
+def run_session(directory: Path, source: str, *options: str, **environment: str) -> Session:
     planted = directory / "test_planted.py"
     planted.write_text(source)
-    options = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={directory}", "-p", "tests.conftest", "-rA"]
+    ours = ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={directory}", "-p", "tests.conftest", "-rA"]
     return subprocess.run(
-        [sys.executable, "-m", "pytest", *options, planted.name],
+        [sys.executable, "-m", "pytest", *ours, *options, planted.name],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "CI": "", **environment},
         capture_output=True,
@@ -144,6 +157,15 @@ def test_a_process_of_a_wider_fixture_is_found_at_the_end(tmp_path: Path) -> Non
     assert session.returncode == 1
     assert "1 passed" in session.stdout
     assert "(started in test_planted.py::test_that_uses_it (setup))" in session.stdout
+
+
+def test_a_hang_ends_the_session(tmp_path: Path) -> None:
+    """What cannot be torn down ends the session with a dump of all stacks, instead of holding it for ever."""
+    session = run_session(tmp_path, HANG, "-o", "faulthandler_timeout=2")
+
+    assert session.returncode == 1
+    assert "Timeout (0:00:02)!" in session.stderr
+    assert "most recent call first" in session.stderr
 
 
 def test_a_skip_fails_the_session_in_ci(tmp_path: Path) -> None:

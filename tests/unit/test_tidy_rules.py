@@ -18,6 +18,7 @@ BAD = [
     (tidy_rules.file_is_named_by_a_noun, "src/headrace/key_helper.py", "", "names a drawer"),
     (tidy_rules.file_is_named_by_a_noun, "src/headrace/common/keys.py", "", "names a drawer"),
     (tidy_rules.file_is_named_by_a_noun, "tests/base.py", "", "names a drawer"),
+    (tidy_rules.file_is_named_by_a_noun, "tests/unit/test_helpers.py", "", "names a drawer"),
     (tidy_rules.module_has_docstring, "src/headrace/app.py", "import os\n", "no module docstring"),
     (tidy_rules.tests_have_docstrings, "tests/test_a.py", "def test_a():\n    assert 1\n", "test_a has no docstring"),
     (
@@ -64,6 +65,7 @@ GOOD = [
     (tidy_rules.functions_are_short, "a.py", LONG_FUNCTION.removesuffix("    print()\n")),
     (tidy_rules.file_is_named_by_a_noun, "src/headrace/cache/timer_wheel.py", ""),
     (tidy_rules.file_is_named_by_a_noun, "src/headrace/database/shard_map.py", ""),
+    (tidy_rules.file_is_named_by_a_noun, "tests/faults/test_whole_service.py", ""),
     (tidy_rules.module_has_docstring, "src/headrace/app.py", '"""Opens and closes the rooms."""\n'),
     (tidy_rules.tests_have_docstrings, "tests/a.py", 'def test_a():\n    """A is so."""\n\ndef other(): ...\n'),
     (tidy_rules.tests_wait_for_a_condition, "tests/a.py", "def test_a():\n while b():\n  time.sleep(0.01)\n"),

@@ -1,7 +1,8 @@
 """Real servers, started once for all integration tests."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
+import psutil
 import pytest
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
@@ -42,3 +43,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A whole service, as `headrace up` starts it, for tests that change only what is theirs."""
     with running(tmp_path_factory.mktemp("service"), "--workers", "2") as service:
         yield service
+
+
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """The processes that this test started, those of the session's servers left out."""
+    before = set(psutil.Process().children(recursive=True))
+    return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]

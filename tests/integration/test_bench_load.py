@@ -3,7 +3,6 @@
 import asyncio
 import socket
 
-import psutil
 import pytest
 
 from headrace.cli.bench.load import LoadReport, LoadSpec, measure_load
@@ -256,7 +255,7 @@ async def test_a_generator_that_crashes_is_an_error_with_its_last_words():
         await measure_load(spec("http://127.0.0.1:1", headers={"x": "€"}))
 
 
-async def test_a_cancelled_load_leaves_no_process():
+async def test_a_cancelled_load_leaves_no_process(children):
     """Ctrl-C during a run ends the generator."""
     started = asyncio.Event()
 
@@ -267,7 +266,7 @@ async def test_a_cancelled_load_leaves_no_process():
     async with serving(note) as server, asyncio.TaskGroup() as tasks:
         run = tasks.create_task(measure_load(spec(server.url, seconds=60.0)))
         await started.wait()
-        (generator,) = psutil.Process().children()
+        (generator,) = children()
         run.cancel()
 
     assert not generator.is_running()

@@ -44,14 +44,14 @@ def under_test(command, directory: Path, **options) -> ServerUnderTest:
     return ServerUnderTest(command, directory=directory, clock=SystemClock(), **options)
 
 
-async def test_a_server_starts_when_first_asked_for_and_stops_in_the_end(tmp_path):
+async def test_a_server_starts_when_first_asked_for_and_stops_in_the_end(tmp_path, children):
     """Asking twice starts once; leaving the block ends the process."""
     clock = SystemClock()
     async with under_test(stand_in_command, tmp_path) as server:
-        assert psutil.Process().children() == []
+        assert children() == []
         url = await server.url()
         assert await server.url() == url
-        (process,) = psutil.Process().children()
+        (process,) = children()
         async with Client(url, clock=clock) as client:
             health = await client.request("GET", "/api/v1/system/health")
 
@@ -60,7 +60,7 @@ async def test_a_server_starts_when_first_asked_for_and_stops_in_the_end(tmp_pat
     assert not process.is_running()
 
 
-async def test_a_server_is_stopped_when_the_work_fails(tmp_path):
+async def test_a_server_is_stopped_when_the_work_fails(tmp_path, children):
     """An error on the way out takes the server along."""
 
     async def fail_while_it_runs() -> None:
@@ -71,7 +71,7 @@ async def test_a_server_is_stopped_when_the_work_fails(tmp_path):
     with pytest.raises(RuntimeError, match="the scenario is wrong"):
         await fail_while_it_runs()
 
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
 async def test_a_server_that_does_not_start_is_an_error_with_its_last_words(tmp_path):
@@ -85,7 +85,7 @@ async def test_a_server_that_does_not_start_is_an_error_with_its_last_words(tmp_
             await server.url()
 
 
-async def test_a_server_that_is_never_ready_is_given_up(tmp_path):
+async def test_a_server_that_is_never_ready_is_given_up(tmp_path, children):
     """Waiting has a limit, and what hangs is stopped."""
     command = script("import signal; print('warming up', flush=True); signal.pause()")
 
@@ -93,26 +93,26 @@ async def test_a_server_that_is_never_ready_is_given_up(tmp_path):
         with pytest.raises(BenchFailed, match="not up after"):
             await server.url()
 
-    assert psutil.Process().children() == []
+    assert children() == []
 
 
-async def test_a_server_that_died_meanwhile_is_not_handed_out(tmp_path):
+async def test_a_server_that_died_meanwhile_is_not_handed_out(tmp_path, children):
     """The next scenario is told at once, instead of measuring nothing."""
     async with under_test(stand_in_command, tmp_path) as server:
         await server.url()
-        (process,) = psutil.Process().children()
+        (process,) = children()
         process.kill()
         with pytest.raises(BenchFailed, match="code -9"):
             await ask_until_it_fails(server)
 
 
-async def test_a_server_that_ignores_the_signal_is_killed_with_its_children(tmp_path):
+async def test_a_server_that_ignores_the_signal_is_killed_with_its_children(tmp_path, children):
     """Nothing outlives the benchmark, and that it had to be killed is said."""
 
     async def use() -> None:
         async with under_test(script(DEAF), tmp_path, stop_s_max=0.3) as server:
             await server.url()
-            family.extend(psutil.Process().children(recursive=True))
+            family.extend(children())
 
     family: list[psutil.Process] = []
     with pytest.raises(BenchFailed, match="did not stop within"):

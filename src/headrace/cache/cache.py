@@ -9,10 +9,10 @@ Values in memory are the objects themselves, not copies: treat what comes out of
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from msgspec import UNSET, UnsetType
 
@@ -27,12 +27,14 @@ from headrace.cache.policy import CachePolicy, PolicyTable, Strategy, glob_patte
 from headrace.cache.shared import SharedTier
 from headrace.cache.spool import Spool
 from headrace.cache.statistics import CacheStatistics, Counts
+from headrace.cache.updating import Updater
 from headrace.cache.write_behind import WriteBehind
 from headrace.clock import Clock, SystemClock
 from headrace.errors import CallerError, NotOpen
 from headrace.events import Observer, Silent
 
 F = TypeVar("F", bound=Callable[..., Any])
+V = TypeVar("V")
 Ttl = float | UnsetType | None
 DEFAULT_TTL_S = 300.0
 
@@ -79,6 +81,7 @@ class Cache:
         self._shared: SharedTier | None = None
         self._behind: WriteBehind | None = None
         self._filler: Filler | None = None
+        self._updater: Updater | None = None
         self._remote_hits = (0, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.entry_lookup: Callable[[str], Entry | None] = self._near.lookup
@@ -99,6 +102,13 @@ class Cache:
         """Connect the shared tier, if there is one. A tier that is away does not keep the cache from opening."""
         if self._filler is not None:
             raise CallerError("The cache is open already.", fix="Open it once, and share it.")
+        try:
+            await self._open_rooms()
+        except BaseException:  # whatever it was, nothing may be left connected; it is raised again
+            await self._close_rooms()
+            raise
+
+    async def _open_rooms(self) -> None:
         self._loop = asyncio.get_running_loop()
         if self._rng_given is None:
             # A fork copies a generator's state; workers that expire and retry in step are what jitter is against.
@@ -128,6 +138,15 @@ class Cache:
             request=self._request,
             behind=self._behind,
         )
+        self._updater = Updater(
+            near=self._near,
+            shared=self._shared,
+            home=self._loop,
+            clock=self._clock,
+            rng=self._rng.random,
+            forget=self._filler.forget,
+            flush=self._filler.flush,
+        )
 
     async def _open_behind(self, shared: SharedTier, config: RemoteConfig) -> WriteBehind:
         spool = Spool(Path(config.spool_directory), sync=config.spool_sync) if config.spool_directory else None
@@ -140,9 +159,14 @@ class Cache:
     async def close(self) -> None:
         """End loads, deliver what waits to be written, disconnect, and forget what is in memory."""
         filler, self._filler = self._filler, None
+        self._updater = None
         if filler is None:
             return
         await filler.close()
+        await self._close_rooms()
+        self._near.forget_all()
+
+    async def _close_rooms(self) -> None:
         if self._behind is not None:
             await self._behind.close()
             self._behind = None
@@ -150,7 +174,6 @@ class Cache:
             await self._shared.close()
             self._remote_hits = (self._remote_hits[0] + self._shared.hits, self._remote_hits[1] + self._shared.misses)
             self._shared = None
-        self._near.forget_all()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -163,6 +186,22 @@ class Cache:
         if self._filler is None or key.__class__ is not str:
             check_key(key)
         return await self._open_filler().find(key, entry, type, default)
+
+    @overload
+    async def get_or_load(
+        self,
+        key: str,
+        loader: Callable[[], Awaitable[V]],
+        *,
+        ttl: Ttl = UNSET,
+        tags: Iterable[str] = (),
+        type: Any = Any,
+    ) -> V: ...
+
+    @overload
+    async def get_or_load(
+        self, key: str, loader: Callable[[], V], *, ttl: Ttl = UNSET, tags: Iterable[str] = (), type: Any = Any
+    ) -> V: ...
 
     async def get_or_load(
         self,
@@ -188,16 +227,15 @@ class Cache:
         """The values that are there, in the order of the keys; keys without one are left out."""
         wanted = list(dict.fromkeys(keys))
         values: dict[str, Any] = {}
-        missing: list[Request] = []
+        missing: list[str] = []
         for key in wanted:
             entry = self.entry_lookup(key)
             if entry is not None and entry.attention_at > self.now():
                 values[key] = entry.value
             else:
-                missing.append(self._request(key, type=type))
+                missing.append(check_key(key))
         if missing:
-            found = await self._open_filler().find_many(missing)
-            values.update((key, entry.value) for key, entry in found.items())
+            values.update(await self._open_filler().find_many(missing, type))
         return {key: values[key] for key in wanted if key in values}
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -216,6 +254,29 @@ class Cache:
         await self._open_filler().put(
             [(self._request(key, ttl=ttl, type=type), value) for key, value in mapping.items()]
         )
+
+    async def update(
+        self,
+        key: str,
+        change: Callable[[Any], Any],
+        *,
+        ttl: Ttl = UNSET,
+        tags: Iterable[str] = (),
+        type: Any = Any,
+    ) -> Any:
+        """Replace the value of `key` by `change(value)`, with no other write in between, over all processes.
+
+        `change` is given UNSET where there is no value and returns the new value, or UNSET to leave everything as it
+        is; it must be quick, and may be called several times. A value that was there keeps its expiry and tags unless
+        they are given. Returns what is under the key afterwards; UNSET if nothing is.
+
+        Raises CacheUnavailable when the shared tier is away, Overloaded when others keep changing the key, and
+        whatever `change` raises.
+        """
+        request = self._request(key, ttl=ttl, tags=tags, type=type)
+        self._open_filler()
+        assert self._updater is not None
+        return await self._updater.update(request, change)
 
     async def delete(self, *keys: str) -> int:
         """Remove keys from both tiers; how many were there. No load that is under way puts an old value back."""

@@ -28,7 +28,8 @@ MAGIC = b"hr"
 VERSION = 1
 FOREVER_MS = 2**64 - 1
 _HEADER = struct.Struct("<2sBBIQQQIQH")
-_HEADER_BYTES = _HEADER.size
+HEAD_BYTES = _HEADER.size
+"""How much of an entry `version_in` needs."""
 _CHECKED_FROM = 8
 _SERIALIZER_MASK = 0x03
 _MAC_BYTES = 32
@@ -123,7 +124,7 @@ class Codec:
     def open(self, key: str, data: bytes, type: Any = Any) -> Envelope | Rejected:
         """The envelope in `data`, or why it is none that `key` may have. Never raises for what the bytes are."""
         size = len(data)
-        if size < _HEADER_BYTES:
+        if size < HEAD_BYTES:
             return Rejected("shorter than a header")
         magic, version, flags, check, created, fresh, stale, load_us, number, tags_len = _HEADER.unpack_from(data)
         if magic != MAGIC or version != VERSION or flags & ~_KNOWN_FLAGS:
@@ -135,9 +136,9 @@ class Codec:
             data = data[:-_MAC_BYTES]
         if zlib.crc32(data[_CHECKED_FROM:], zlib.crc32(key.encode(), flags)) != check:
             return Rejected("altered, cut, or written for another key")
-        start = _HEADER_BYTES + tags_len
+        start = HEAD_BYTES + tags_len
         try:
-            tags = self._tags_decoder.decode(data[_HEADER_BYTES:start]) if tags_len else ()
+            tags = self._tags_decoder.decode(data[HEAD_BYTES:start]) if tags_len else ()
             payload = self._payload(data[start:], flags)
             # The commonest entry by far, msgpack without a type, is not looked up.
             value = (
@@ -164,7 +165,7 @@ class Codec:
     def _distrust(self, key: str, data: bytes, flags: int) -> str | None:
         if self._key is None:
             return "signed, but no signing key is configured"
-        if not flags & _SIGNED or len(data) < _HEADER_BYTES + _MAC_BYTES:
+        if not flags & _SIGNED or len(data) < HEAD_BYTES + _MAC_BYTES:
             return "not signed"
         if not hmac.compare_digest(self._mac(key, data[:-_MAC_BYTES]), data[-_MAC_BYTES:]):
             return "signature does not match"
@@ -228,6 +229,15 @@ class Codec:
             " or unequal to itself.",
             fix="Pass `type=` (or annotate the return type of the cached function), or cache plain containers.",
         )
+
+
+def version_in(head: bytes) -> int | None:
+    """The version in the first HEAD_BYTES of an entry, unchecked: good for recognising a random number, not for
+    trust."""
+    if len(head) < HEAD_BYTES or not head.startswith(MAGIC):
+        return None
+    version: int = _HEADER.unpack_from(head)[8]
+    return version
 
 
 def _new_decoder(number: int, type: Any) -> Any:

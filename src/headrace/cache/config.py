@@ -73,6 +73,10 @@ class RemoteConfig:
     """Seconds after which others may load a key whose loader died; a living loader renews it."""
     lease_wait_max: float = 30.0
     """Seconds that a caller waits for another process's load before it loads for itself and keeps nothing."""
+    tracking: bool = True
+    """Have the server tell which keys change, so that copies in memory are dropped at once (CLIENT TRACKING)."""
+    degraded_ttl: float = 1.0
+    """Seconds that copies in memory stay fresh, at most, while the server cannot tell."""
     write_behind_max: int = 10_000
     """Writes of WRITE_BEHIND keys that may be queued; when it is full, `set` waits for the shared tier itself."""
     spool_directory: str | None = None
@@ -87,7 +91,7 @@ class RemoteConfig:
             scheme in SCHEMES and "://" in self.url,
             f"RemoteConfig.url starts with {scheme[:20]!r}; it must start with one of {', '.join(SCHEMES)}.",
         )
-        for name in ("timeout", "connect_timeout", "reconnect_wait_max", "lease", "lease_wait_max"):
+        for name in ("timeout", "connect_timeout", "reconnect_wait_max", "lease", "lease_wait_max", "degraded_ttl"):
             value = getattr(self, name)
             _require(value > 0, f"RemoteConfig.{name} is {value}; it must be above 0 seconds.")
         for name in ("connections_max", "pending_max", "value_bytes_max", "deferred_max", "write_behind_max"):

@@ -17,14 +17,12 @@ import sys
 import typing
 import uuid
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
+from headrace.cache.entry import Entry
 from headrace.errors import ConfigError, InvalidKey
-
-if TYPE_CHECKING:
-    from headrace.cache.cache import Cache
 
 
 def _text(part: str) -> str:
@@ -186,8 +184,44 @@ def result_type(function: Callable[..., Any]) -> Any:
     return Any if hint is type(None) else hint
 
 
+class Door(Protocol):
+    """What a decorated function needs of a cache."""
+
+    @property
+    def entry_lookup(self) -> Callable[[str], Entry | None]:
+        """The memory tier's lookup."""
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The monotonic clock that entries are measured by."""
+
+    async def load_async(
+        self,
+        key: str,
+        entry: Entry | None,
+        loader: Callable[[], Any],
+        *,
+        ttl: float | msgspec.UnsetType | None,
+        tags: Iterable[str],
+        type: Any,
+    ) -> Any:
+        """What follows a miss in memory."""
+
+    def load_blocking(
+        self,
+        key: str,
+        entry: Entry | None,
+        loader: Callable[[], Any],
+        *,
+        ttl: float | msgspec.UnsetType | None,
+        tags: Iterable[str],
+        type: Any,
+    ) -> Any:
+        """The same for a caller that blocks."""
+
+
 def decorate(
-    cache: "Cache",
+    cache: Door,
     function: Callable[..., Any],
     *,
     template: str | None,
@@ -234,7 +268,7 @@ class _CallOptions:
 
 
 def _wrap_async(
-    cache: "Cache", function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
+    cache: Door, function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
 ) -> Callable[..., Any]:
     lookup, now, load = cache.entry_lookup, cache.now, cache.load_async
     position, kind, head, tail = plain
@@ -264,7 +298,7 @@ def _wrap_async(
 
 
 def _wrap_sync(
-    cache: "Cache", function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
+    cache: Door, function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
 ) -> Callable[..., Any]:
     lookup, now, load = cache.entry_lookup, cache.now, cache.load_blocking
     position, kind, head, tail = plain

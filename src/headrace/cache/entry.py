@@ -19,7 +19,7 @@ FOREVER = math.inf
 class Entry:
     """What the in-memory tier holds. Moments are on the monotonic clock of this process."""
 
-    __slots__ = ("attention_at", "fresh_until", "load_s", "stale_until", "value", "version")
+    __slots__ = ("attention_at", "fresh_until", "load_s", "stale_until", "tags", "value", "version")
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Entry:
         stale_until: float,
         load_s: float = 0.0,
         version: int = 0,
+        tags: tuple[str, ...] = (),
     ) -> None:
         self.value = value
         self.attention_at = attention_at
@@ -37,6 +38,14 @@ class Entry:
         self.stale_until = stale_until
         self.load_s = load_s
         self.version = version
+        self.tags = tags
+
+    def age(self, until: float) -> None:
+        """Be fresh no longer than `until`, and stale as long afterwards as before."""
+        if until < self.fresh_until:
+            self.stale_until = min(self.stale_until, until + self.stale_until - self.fresh_until)
+            self.fresh_until = until
+            self.attention_at = min(self.attention_at, until)
 
 
 def fresh_for(policy: CachePolicy, *, value: Any, rng: Callable[[], float]) -> float:

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import random
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import UnsetType
 
@@ -28,6 +28,7 @@ from headrace.errors import CacheUnavailable, LoadTimeout, UnencodableValue
 from headrace.events import LoadFailed, Observer
 
 T = TypeVar("T")
+_ABSENT: Final = object()
 
 
 class Request(NamedTuple):
@@ -116,30 +117,25 @@ class Filler:
             return True
         return self._clock.wall() * 1000 < envelope.created_ms + envelope.fresh_ms
 
-    async def find_many(self, requests: Sequence[Request]) -> dict[str, Entry]:
-        """As `find`, for several keys in one round trip."""
-        found: dict[str, Entry] = {}
-        if self._shared is None:
-            return found
-        epochs = {request.key: self._near.epoch(request.key) for request in requests}
+    async def find_many(self, keys: Sequence[str], type: Any) -> dict[str, Any]:
+        """As `find`, for several keys in one round trip; keys without a value are left out."""
+        shared = self._shared
+        values: dict[str, Any] = {}
         if self._queue is not None:
-            own = {request.key: self._queue.pending(request.key) for request in requests}
             now = self._clock.monotonic()
-            found.update((key, entry) for key, entry in own.items() if entry is not None and now < entry.fresh_until)
-            requests = [request for request in requests if own[request.key] is None]
-            if not requests:
-                return found
-        envelopes = await self._at_home(
-            self._shared.read_many([request.key for request in requests], requests[0].type)
-        )
-        now = self._clock.monotonic()
-        for request in requests:
-            envelope = envelopes.get(request.key)
-            if envelope is not None:
-                entry = self._from_shared(request, envelope, epochs[request.key])
-                if now < entry.fresh_until:
-                    found[request.key] = entry
-        return found
+            own = {key: entry for key in keys if (entry := self._queue.pending(key)) is not None}
+            values.update((key, entry.value) for key, entry in own.items() if now < entry.fresh_until)
+            keys = [key for key in keys if key not in own]
+        if shared is None or not keys:
+            return values
+        epochs = [self._near.epoch(key) for key in keys]
+        envelopes = await self._at_home(shared.read_many(keys, type))
+        for key, epoch in zip(keys, epochs, strict=True):
+            envelope = envelopes.get(key)
+            found = _ABSENT if envelope is None else self._answer(key, envelope, None, epoch, _ABSENT)
+            if found is not _ABSENT:
+                values[key] = found
+        return values
 
     async def find_or_load(self, request: Request, entry: Entry | None, loader: Callable[[], Any]) -> Entry:
         """A usable entry, by whatever it takes."""
@@ -189,8 +185,10 @@ class Filler:
         """What one flight does. `renew`: an entry that wants attention is not good enough, but nobody waits for
         better."""
         own = self._queue.pending(request.key) if self._queue is not None else None
-        if own is not None and not renew and self._is_usable(request.policy, own):
-            return own
+        if own is not None and self._queue is not None:
+            if renew or self._is_usable(request.policy, own):
+                return own
+            await self._at_home(self._queue.take_back([request.key]))
         older, right = await self._claim(request, epoch, renew=renew)
         if right is Right.ENOUGH and older is not None:
             self._note_age(older)
@@ -299,8 +297,9 @@ class Filler:
             stale_until=entry.stale_until,
             load_s=entry.load_s,
             version=entry.version,
+            tags=entry.tags,
         )
-        self._near.install(request.key, rested, epoch, request.policy, request.tags)
+        self._near.install(request.key, rested, epoch, request.policy)
         return rested
 
     def _refresh_behind(self, request: Request, loader: Callable[[], Any]) -> None:
@@ -335,13 +334,16 @@ class Filler:
                 entry.version = sealed.version
             else:
                 await self._at_home(self._shared.release(right))
-        if not keep or not self._near.install(request.key, entry, epoch, request.policy, request.tags):
+        kept = keep and self._near.install(request.key, entry, epoch, request.policy)
+        if fresh_s > 0 and not kept:
             self._counts.add("installs_refused")
+            if keep and isinstance(right, Lease):
+                self._near.drop(request.key)
         return entry
 
     def _install_loaded(self, request: Request, epoch: Epoch, value: Any, load_s: float) -> Entry:
         entry = self._fresh_entry(request, value, load_s, self._fresh_s(request, value))
-        if not self._near.install(request.key, entry, epoch, request.policy, request.tags):
+        if not self._near.install(request.key, entry, epoch, request.policy):
             self._counts.add("installs_refused")
         return entry
 
@@ -356,7 +358,7 @@ class Filler:
         taken = [True] * len(kept) if self._shared is None else await self._at_home(self._put_shared(kept))
         self._near.end_writes(
             [
-                Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy, request.tags)
+                Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy)
                 for (request, value, life_s), epoch in zip(kept, epochs, strict=True)
             ]
         )
@@ -469,13 +471,13 @@ class Filler:
             fresh_until=now + fresh_s,
             stale_until=now + fresh_s + request.policy.stale_s,
             load_s=load_s,
+            tags=request.tags,
         )
 
     def _from_shared(self, request: Request, envelope: Envelope, epoch: Epoch) -> Entry:
         """The envelope as an entry, installed in memory."""
         entry = self._entry_from(request, envelope)
-        tags = tuple(tag for tag, _ in envelope.tags)
-        if not self._near.install(request.key, entry, epoch, request.policy, tags):
+        if not self._near.install(request.key, entry, epoch, request.policy):
             self._counts.add("installs_refused")
         return entry
 
@@ -494,6 +496,7 @@ class Filler:
             stale_until=born + fresh_s + min(policy.stale_s, envelope.stale_ms / 1000),
             load_s=load_s,
             version=envelope.version,
+            tags=tuple(tag for tag, _ in envelope.tags),
         )
 
     def _is_usable(self, policy: CachePolicy, entry: Entry) -> bool:

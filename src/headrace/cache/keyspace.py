@@ -1,9 +1,9 @@
 """How the names in the shared tier are made.
 
-    headrace:@generation              random, and why it was made; a new one makes every older entry unreachable:
-    `clear` in O(1) headrace:@tag:<tag>               random; an entry is valid while the tokens of its tags are the
-    ones it was written with headrace:<generation>:{<key>}     an entry headrace:<generation>:{<key>}:l   the lease of
-    whoever loads it, in the same hash slot
+    headrace:@generation                  random, and why it was made; a new one makes older entries unreachable
+    headrace:@tag:<tag>                   random; an entry is valid while its tags have the tokens it was written with
+    headrace:<generation>:{<key>}         an entry
+    headrace@lease:<generation>:{<key>}   the lease of whoever loads it: in the same hash slot, and not tracked
 
 Tokens are random instead of counted, so that a token that the server evicted or lost can never come back with an old
 value.
@@ -32,7 +32,7 @@ def check_key(key: object) -> str:
 class Keyspace:
     """The names of one namespace in one generation."""
 
-    __slots__ = ("_entry", "generation", "generation_key", "namespace", "prefix")
+    __slots__ = ("_entry", "_lease", "generation", "generation_key", "namespace", "prefix")
 
     def __init__(self, namespace: str) -> None:
         if not namespace or not namespace.isprintable() or set(namespace) & set("{}*?[]\\@"):
@@ -45,11 +45,13 @@ class Keyspace:
         self.generation_key = self.prefix + b"@generation"
         self.generation: bytes | None = None
         self._entry = b""
+        self._lease = b""
 
     def enter(self, generation: bytes) -> None:
         """Speak of the entries of this generation from now on."""
         self.generation = generation
         self._entry = self.prefix + generation + b":{"
+        self._lease = self.namespace.encode() + b"@lease:" + generation + b":{"
 
     def entry(self, key: str) -> bytes | None:
         """The name of an entry; None before the generation is known."""
@@ -61,7 +63,7 @@ class Keyspace:
 
     def lease(self, key: str) -> bytes:
         """The name of its lease."""
-        return b"%b%b}:l" % (self._entry, key.encode())
+        return b"%b%b}" % (self._lease, key.encode())
 
     def tag(self, tag: str) -> bytes:
         """The name of a tag's token."""
@@ -69,7 +71,8 @@ class Keyspace:
 
     def entries(self, glob: str) -> bytes:
         """A glob in Redis's own dialect of the entries and leases whose keys match, and perhaps some more."""
-        return self._entry.replace(b"[", b"\\[") + glob.replace("\\", "\\\\").replace("[!", "[^").encode() + b"}*"
+        dialect = glob.replace("\\", "\\\\").replace("[!", "[^").encode()
+        return b"%b[:@]*%b:{%b}" % (self.namespace.encode(), self.generation or b"", dialect)
 
     def matcher(self, glob: str) -> "Callable[[bytes], bool | None]":
         """Tells of a found name whether it is an entry (True) or a lease (False) of a key that matches; None:
@@ -77,11 +80,10 @@ class Keyspace:
         pattern = glob_pattern(glob)
 
         def kind(name: bytes) -> bool | None:
-            is_entry = name.endswith(b"}")
-            if not is_entry and not name.endswith(b"}:l"):
+            start = next((start for start in (self._entry, self._lease) if name.startswith(start)), None)
+            if start is None or not pattern.match(name[len(start) : -1].decode("utf-8", "replace")):
                 return None
-            key = name[len(self._entry) : -1 if is_entry else -3].decode("utf-8", "replace")
-            return is_entry if pattern.match(key) else None
+            return start is self._entry
 
         return kind
 

@@ -3,6 +3,7 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -38,7 +39,6 @@ class Write(NamedTuple):
     entry: Entry
     epoch: Epoch
     policy: CachePolicy
-    tags: tuple[str, ...]
 
 
 class Near:
@@ -51,8 +51,8 @@ class Near:
         self._lock = threading.Lock()
         self._fence = Fence()
         self._config = config
-        self.ttl_max = FOREVER
-        """An upper bound of the life of copies, lowered while changes elsewhere might go unheard."""
+        self._fresh_max_s: float | None = None
+        self._peeks = 0
         self.memory: MemoryCache | None = None
         self.lookup: Callable[[str], Entry | None] = _nothing
         if config is not None:
@@ -69,12 +69,12 @@ class Near:
         """Whether a value fetched since `epoch` is still good."""
         return self._fence.holds(key, epoch)
 
-    def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy, tags: Iterable[str] = ()) -> bool:
+    def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy) -> bool:
         """Keep a value that was fetched since `epoch`; False if its key was invalidated meanwhile."""
         with self._lock:
             if not self._fence.holds(key, epoch):
                 return False
-            self._keep(key, entry, policy, tags)
+            self._keep(key, entry, policy)
             return True
 
     def begin_writes(self, keys: Sequence[str]) -> list[Epoch]:
@@ -90,30 +90,81 @@ class Near:
         Where there is no shared tier a write has no duration, and nothing can have come between.
         """
         with self._lock:
-            kept = [write for write in writes if not self._is_copy or self._fence.holds(write.key, write.epoch)]
-            for write in kept:
-                self._fence.raise_for(write.key)
-                self._keep(write.key, write.entry, write.policy, write.tags)
+            kept = [not self._is_copy or self._fence.holds(write.key, write.epoch) for write in writes]
+            for write, is_kept in zip(writes, kept, strict=True):
+                if is_kept:
+                    self._fence.raise_for(write.key)
+                    self._keep(write.key, write.entry, write.policy)
+                else:
+                    self._drop(write.key)
 
-    def _keep(self, key: str, entry: Entry, policy: CachePolicy, tags: Iterable[str]) -> None:
+    def exchange(self, write: Write) -> bool:
+        """Keep a value that was made from the one before it; False if its key was changed since that was looked at."""
+        with self._lock:
+            if not self._fence.holds(write.key, write.epoch):
+                return False
+            self._fence.raise_for(write.key)
+            self._keep(write.key, write.entry, write.policy)
+            return True
+
+    def drop(self, key: str) -> None:
+        """Hold nothing for a key whose shared entry was just written by this process, but could not be kept here.
+
+        What is held may be older, and the echo of one's own write does not drop it.
+        """
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        if self.memory is not None:
+            self.memory.delete(key)
+
+    def _keep(self, key: str, entry: Entry, policy: CachePolicy) -> None:
         if self.memory is None or self._config is None:
             return
         longest = policy.memory_ttl
         if longest is None and self._is_copy:
             longest = self._config.ttl
-        life_s = min(
-            entry.stale_until - self._clock.monotonic(), FOREVER if longest is None else longest, self.ttl_max
-        )
+        now = self._clock.monotonic()
+        if self._fresh_max_s is not None:
+            entry.age(now + self._fresh_max_s)
+        life_s = min(entry.stale_until - now, FOREVER if longest is None else longest)
         if life_s <= 0:
-            self.memory.delete(key)
+            self._drop(key)
             return
         self.memory.set(
             key,
             entry,
             ttl=None if life_s == FOREVER else life_s,
             weight=1 if self._config.weight_max is None else estimated_bytes(key, entry.value),
-            tags=tags,
+            tags=entry.tags,
         )
+
+    def limit_freshness(self, seconds: float | None) -> None:
+        """While changes elsewhere may go unheard, copies are fresh for so long at most. What is being read now is
+        turned away."""
+        with self._lock:
+            self._fence.raise_for_all()
+            self._fresh_max_s = seconds
+
+    def age(self, seconds: float) -> None:
+        """Let every copy be fresh for so long at most; it may still stand in where a stale value may.
+
+        Looks at every entry, so call it in a thread.
+        """
+        memory = self.memory
+        if memory is None:
+            return
+        until = self._clock.monotonic() + seconds
+
+        def age_one(key: str) -> bool:
+            entry = memory.get(key)
+            self._peeks += 1
+            if entry is not None:
+                entry.age(until)
+            return False
+
+        memory.delete_where(age_one)
 
     def forget(self, keys: Iterable[str]) -> int:
         """Drop keys; how many were held."""
@@ -147,4 +198,8 @@ class Near:
 
     def statistics(self) -> MemoryStatistics | None:
         """The memory tier's own counts."""
-        return self.memory.statistics() if self.memory is not None else None
+        if self.memory is None:
+            return None
+        statistics = self.memory.statistics()
+        # `age` had to look at every entry; nobody asked for them.
+        return replace(statistics, hits=max(0, statistics.hits - self._peeks))

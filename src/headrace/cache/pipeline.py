@@ -48,6 +48,9 @@ class Watcher(Protocol):
     def on_up(self, pipeline: "Pipeline") -> None:
         """The connection stands."""
 
+    def on_lost(self, pipeline: "Pipeline", reason: str) -> None:
+        """The connection broke; the next attempt begins at once."""
+
     def on_down(self, pipeline: "Pipeline", reason: str) -> None:
         """An attempt to connect failed; calls fail at once from now on."""
 
@@ -226,9 +229,10 @@ class Pipeline:
     async def close(self) -> None:
         """Drop the connection; calls on the way and calls from now on fail."""
         self._down = "the cache is closed"
-        if self._keeper is not None:
+        while self._keeper is not None and not self._keeper.done():
+            # More than once: `asyncio.wait_for`, which the driver uses, can swallow a cancellation before Python 3.12.
             self._keeper.cancel()
-            await asyncio.wait([self._keeper])
+            await asyncio.wait([self._keeper], timeout=self._timeout_s)
         if self._sweep is not None:
             self._sweep.cancel()
         self._drop_unsent("the cache was closed")
@@ -316,6 +320,7 @@ class Pipeline:
             self._wire = None
             wire.cut("the cache was closed")
             link.close()
+            self._watcher.on_lost(self, wire.ended.result())
 
     def _stand_down(self, keeper: "asyncio.Task[None]") -> None:
         """Nobody reconnects any more: calls must not wait for it."""

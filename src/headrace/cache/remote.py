@@ -16,7 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import hiredis
 
 from headrace.cache.config import RemoteConfig
-from headrace.cache.pipeline import Pipeline, Wire
+from headrace.cache.pipeline import Pipeline, Watcher, Wire
 from headrace.cache.topology import Address, SlotMap, parse_addresses, primaries, redirection, slot_of
 from headrace.errors import CacheRefused, CacheUnavailable, ConfigError
 
@@ -28,6 +28,9 @@ BATCH = 512
 SCAN_COUNT = 1000
 REDIRECTS_MAX = 5
 REFRESH_WAIT_S = 0.1
+TOPOLOGY_CHECK_S = 2.0
+POINTED_AT: Address = ("", 0)
+"""Stands for the one node that the URL points at."""
 Part = bytes | str | int
 Command = tuple[Part, ...]
 
@@ -85,6 +88,7 @@ class Remote:
         self._opening: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._closed = False
+        self._learnt_at = self._loop.time()
         self._driver: Any = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -93,7 +97,7 @@ class Remote:
         """Connect. Returns after the first attempt, whether it succeeded or not."""
         self._driver = await asyncio.to_thread(_load_driver)
         if not self._is_cluster:
-            self._only = self._pipeline(("", 0))
+            self._only = self._pipeline(POINTED_AT, _NodeWatcher(self._watcher))
             await self._only.open()
             return
         await self._refresh_slots()
@@ -264,7 +268,7 @@ class Remote:
                 raise CacheUnavailable(
                     f"The cluster has more nodes than connections_max={self._config.connections_max}."
                 )
-            pipeline = self._nodes[address] = self._pipeline(address)
+            pipeline = self._nodes[address] = self._pipeline(address, _NodeWatcher(self._watcher))
             task = self._loop.create_task(pipeline.open())
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
@@ -303,13 +307,33 @@ class Remote:
 
     # -- connections --------------------------------------------------------------------------------------------------
 
-    def _pipeline(self, address: Address) -> Pipeline:
+    def channel(self, address: Address, watcher: Watcher) -> Pipeline:
+        """A further connection to a node, of the caller's own, not yet opened."""
+        return self._pipeline(address, watcher)
+
+    def addresses(self) -> set[Address]:
+        """The primaries that serve keys now."""
+        return {POINTED_AT} if not self._is_cluster else self._slots.addresses()
+
+    @property
+    def follows_sentinel(self) -> bool:
+        """Whether the node may turn into a replica behind our back."""
+        return self._scheme.endswith("+sentinel")
+
+    async def check_topology(self) -> None:
+        """In a cluster, learn again who serves what, if that was not done for a while."""
+        now = self._loop.time()
+        if self._is_cluster and now - self._learnt_at >= TOPOLOGY_CHECK_S:
+            self._learnt_at = now
+            await self._refresh_slots()
+
+    def _pipeline(self, address: Address, watcher: Watcher) -> Pipeline:
         config = self._config
         name = f"{address[0]}:{address[1]}" if address[0] else config.address
         return Pipeline(
             name,
             lambda wire: self.dial(address, wire),
-            _NodeWatcher(self._watcher),
+            watcher,
             timeout_s=config.timeout,
             connect_timeout_s=config.connect_timeout,
             pending_max=config.pending_max,
@@ -403,6 +427,9 @@ class _NodeWatcher:
 
     def on_up(self, pipeline: Pipeline) -> None:
         self._watcher.on_node_up(pipeline.name)
+
+    def on_lost(self, pipeline: Pipeline, reason: str) -> None:
+        """Not told: the next attempt decides whether it matters."""
 
     def on_down(self, pipeline: Pipeline, reason: str) -> None:
         self._watcher.on_node_down(pipeline.name, reason)

@@ -22,6 +22,7 @@ from headrace.cache.near import Near
 from headrace.cache.policy import glob_pattern
 from headrace.cache.remote import Remote, RemoteWatcher
 from headrace.cache.statistics import Counts
+from headrace.cache.tracking import OwnWrites, Tracking
 from headrace.clock import Clock
 from headrace.errors import CacheRefused, CacheUnavailable
 from headrace.events import EntryRejected, Observer, TierRecovered, TierUnavailable, WriteDropped
@@ -77,6 +78,8 @@ class SharedTier(RemoteWatcher):
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
+        self._own = OwnWrites()
+        self._tracking: Tracking | None = None
         self._leases = Leases(self._remote, lease_s=config.lease, token=self._random, rng=tokens.random)
         self._down_since: dict[str, float] = {}
         self._wake = asyncio.Event()
@@ -91,6 +94,18 @@ class SharedTier(RemoteWatcher):
         """Connect and learn the generation; returns even when the tier is away."""
         await self._remote.open()
         await self._learn_generation()
+        if self._config.tracking and self._near.memory is not None:
+            self._tracking = Tracking(
+                self._remote,
+                keyspace=self.keyspace,
+                near=self._near,
+                own=self._own,
+                clock=self._clock,
+                observer=self._observer,
+                degraded_s=self._config.degraded_ttl,
+                on_generation=self._wake.set,
+            )
+            await self._tracking.open(self._config.connect_timeout if self._remote.is_available else 0.0)
         self._upkeep = asyncio.get_running_loop().create_task(self._keep_up())
 
     async def close(self) -> None:
@@ -98,6 +113,8 @@ class SharedTier(RemoteWatcher):
         if self._upkeep is not None:
             self._upkeep.cancel()
             await asyncio.wait([self._upkeep])
+        if self._tracking is not None:
+            await self._tracking.close()
         await self._leases.close()
         await self._remote.close()
         for name in self._deferred.names():
@@ -177,7 +194,8 @@ class SharedTier(RemoteWatcher):
         """The envelopes that are there; keys that are missing or could not be asked for are left out."""
         if self.keyspace.generation is None:
             return {}
-        asked = [key for key in keys if not self._deferred.covers(key)]
+        owed = self._deferred.is_owed
+        asked = [key for key in keys if not self._deferred.covers(key)] if owed else keys
         replies = await self._remote.get_many([self.keyspace.name(key) for key in asked])
         found: dict[str, Envelope] = {}
         for key, data in zip(asked, replies, strict=True):
@@ -290,6 +308,7 @@ class SharedTier(RemoteWatcher):
         commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
         for entry in entries:
             name, lease = self.keyspace.name(entry.key), self.keyspace.lease(entry.key)
+            self._own.note(entry.key, entry.version)
             commands.append((name, ("UNLINK", lease)))
             life = () if entry.life_ms is None else ("PX", entry.life_ms)
             commands.append((name, ("SET", name, entry.data, *life)))
@@ -344,6 +363,7 @@ class SharedTier(RemoteWatcher):
 
     async def commit(self, lease: Lease, entry: "Sealed") -> bool | None:
         """Write what was loaded under a lease; False if something came between, None if the tier is away."""
+        self._own.note(entry.key, entry.version)
         try:
             return await self._leases.commit(lease, entry.data, entry.life_ms)
         except CacheUnavailable as error:
@@ -391,6 +411,8 @@ class SharedTier(RemoteWatcher):
         await self._deliver_everything()
 
     async def _deliver_keys(self, keys: Sequence[str]) -> int | None:
+        for key in keys:
+            self._own.forget(key)
         leases = [self.keyspace.lease(key) for key in keys]
         names = [self.keyspace.name(key) for key in keys]
         try:

@@ -94,6 +94,9 @@ class WriteBehind:
     async def put(self, sealed: Sealed, entry: Entry) -> bool:
         """Queue a write; False if there is no room, and the caller has to write through."""
         if sealed.key not in self._queue and len(self._queue) >= self._queue_max:
+            # An earlier write of this key that is under way and fails must not come back after the one that is made
+            # now.
+            self._sending.pop(sealed.key, None)
             return False
         until_ms = None if sealed.life_ms is None else int(self._clock.wall() * 1000) + sealed.life_ms
         owed = self._queue[sealed.key] = Owed(sealed, entry, until_ms)

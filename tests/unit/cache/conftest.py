@@ -1,10 +1,13 @@
 """A clock that stands still until it is told to move, and an observer that remembers."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
+from headrace.cache import Cache
 from headrace.events import Event
+from tests.loaders import Source
 
 
 class StoppedClock:
@@ -47,3 +50,14 @@ def clock() -> StoppedClock:
 @pytest.fixture
 def witness() -> Witness:
     return Witness()
+
+
+@pytest.fixture
+def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def cache(clock) -> AsyncIterator[Cache]:
+    async with Cache(clock=clock) as cache:
+        yield cache

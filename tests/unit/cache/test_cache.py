@@ -3,59 +3,18 @@
 import asyncio
 import random
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from headrace.cache import Cache, CachePolicy, MemoryConfig, Strategy
-from headrace.errors import CallerError, InvalidKey, LoadTimeout, NotOpen, RecursiveLoad
+from headrace.errors import CallerError, InvalidKey, NotOpen
 from headrace.events import LoadFailed
-
-
-class Source:
-    """A loader that counts its runs and returns what it was told last."""
-
-    def __init__(self, value: object = "value") -> None:
-        self.value = value
-        self.runs = 0
-        self.error: Exception | None = None
-
-    async def __call__(self) -> object:
-        self.runs += 1
-        await asyncio.sleep(0)
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-
-@pytest.fixture
-def source() -> Source:
-    return Source()
-
-
-@pytest.fixture
-async def cache(clock) -> AsyncIterator[Cache]:
-    async with Cache(clock=clock) as cache:
-        yield cache
+from tests.loaders import Source, until
 
 
 def policy_cache(clock, witness=None, **options) -> Cache:
     options.setdefault("jitter", 0)
     return Cache(clock=clock, observer=witness, policies=[CachePolicy(**options)], rng=random.Random(1))
-
-
-def start(work) -> asyncio.Task:
-    return asyncio.get_running_loop().create_task(work)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Give way to the loop until the condition holds."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("the condition never came true")
 
 
 async def test_a_miss_loads_and_a_hit_does_not(cache, source):
@@ -217,146 +176,6 @@ async def test_jitter_only_shortens(clock):
         assert await cache.get_many(keys) == {}
 
 
-async def test_concurrent_misses_share_one_load(cache, source):
-    """A hundred callers of a cold key cost one load."""
-    values = await asyncio.gather(*(cache.get_or_load("k", source) for _ in range(100)))
-    assert values == ["value"] * 100
-    assert source.runs == 1
-    assert cache.statistics().coalesced == 99
-
-
-async def test_cancelling_the_first_caller_leaves_the_others_their_value(cache):
-    """The load belongs to the cache: the caller that began it may leave."""
-    gate = asyncio.Event()
-
-    async def load() -> str:
-        await gate.wait()
-        return "value"
-
-    callers = [start(cache.get_or_load("k", load)) for _ in range(10)]
-    await until(lambda: cache.statistics().loads == 1)
-    callers[0].cancel()
-    await asyncio.wait([callers[0]])
-    gate.set()
-    assert callers[0].cancelled()
-    assert await asyncio.gather(*callers[1:]) == ["value"] * 9
-
-
-async def test_the_load_ends_with_its_last_waiter(cache):
-    """When every caller was cancelled the loader is cancelled too, and a later caller starts afresh."""
-    ended = asyncio.Event()
-
-    async def load() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    callers = [start(cache.get_or_load("k", load)) for _ in range(3)]
-    await until(lambda: cache.statistics().loads == 1)
-    for caller in callers:
-        caller.cancel()
-    await asyncio.wait(callers)
-    await asyncio.wait_for(ended.wait(), 5)
-    assert await cache.get_or_load("k", Source("fresh")) == "fresh"
-
-
-async def test_an_exception_reaches_all_and_is_not_cached(cache, source):
-    """Ten waiters get what the loader raised; the next call loads again."""
-    source.error = ValueError("no such user")
-    outcomes = await asyncio.gather(*(cache.get_or_load("k", source) for _ in range(10)), return_exceptions=True)
-    assert [str(outcome) for outcome in outcomes] == ["no such user"] * 10
-    source.error = None
-    assert await cache.get_or_load("k", source) == "value"
-    assert source.runs == 2
-
-
-async def test_a_load_keeps_the_callers_context(cache):
-    """Context variables of the caller are seen by the loader."""
-    import contextvars
-
-    tenant = contextvars.ContextVar("tenant", default="nobody")
-    tenant.set("acme")
-
-    async def load() -> str:
-        await asyncio.sleep(0)
-        return tenant.get()
-
-    assert await cache.get_or_load("k", load) == "acme"
-
-
-async def test_a_loader_that_asks_for_its_own_key_is_told(cache):
-    """A load that would wait for itself raises instead of hanging."""
-
-    async def load() -> object:
-        return await cache.get_or_load("k", load)
-
-    with pytest.raises(RecursiveLoad, match="k -> k"):
-        await cache.get_or_load("k", load)
-
-
-async def test_loaders_that_wait_for_each_other_are_told(cache):
-    """A cycle over several keys and tasks is found as well, and breaks at one place."""
-    both = asyncio.Barrier(2)
-
-    async def load_a() -> object:
-        await both.wait()
-        return await cache.get_or_load("b", load_b)
-
-    async def load_b() -> object:
-        await both.wait()
-        return await cache.get_or_load("a", load_a)
-
-    outcomes = await asyncio.gather(
-        cache.get_or_load("a", load_a), cache.get_or_load("b", load_b), return_exceptions=True
-    )
-    assert any(isinstance(outcome, RecursiveLoad) for outcome in outcomes)
-
-
-async def test_an_invalidation_during_a_load_wins(cache, source):
-    """A value that was being loaded when its key was deleted answers its callers and is not kept."""
-    gate = asyncio.Event()
-
-    async def load() -> str:
-        await gate.wait()
-        return "old"
-
-    caller = start(cache.get_or_load("k", load))
-    await until(lambda: cache.statistics().loads == 1)
-    await cache.delete("k")
-    late = await cache.get_or_load("k", Source("new"))
-    gate.set()
-    assert await caller == "old"
-    assert late == "new"
-    assert await cache.get("k") == "new"
-    assert cache.statistics().installs_refused == 1
-
-
-@pytest.mark.parametrize("how", ["set", "tag", "pattern", "clear"])
-async def test_every_kind_of_change_wins_over_a_load_under_way(cache, how):
-    """A write, a tag, a pattern and clear turn a value away that was being loaded when they came."""
-    gate = asyncio.Event()
-
-    async def load() -> str:
-        await gate.wait()
-        return "old"
-
-    caller = start(cache.get_or_load("k", load, tags=["t"]))
-    await until(lambda: cache.statistics().loads == 1)
-    match how:
-        case "set":
-            await cache.set("k", "set")
-        case "tag":
-            await cache.invalidate_tag("t")
-        case "pattern":
-            await cache.invalidate_pattern("k*")
-        case _:
-            await cache.clear()
-    gate.set()
-    await caller
-    assert await cache.get("k") == ("set" if how == "set" else None)
-
-
 async def test_a_stale_value_stands_in_for_a_failed_load(clock, witness, source):
     """Up to stale_max past the TTL an older value answers when the loader fails; later its error does."""
     async with policy_cache(clock, witness, ttl=10, stale_max=50, early_refresh=0) as cache:
@@ -383,6 +202,18 @@ async def test_a_failed_load_is_not_repeated_at_once(clock, source):
         clock.advance(2.1)
         await cache.get_or_load("k", source)
         assert source.runs == 3
+
+
+async def test_a_value_that_stood_in_keeps_its_tags(clock, source):
+    """A stale value that was kept on by a caller who named no tags still goes with its tag."""
+    async with policy_cache(clock, ttl=10, stale_max=50, early_refresh=0) as cache:
+        await cache.set("k", "old", tags=["t"])
+        source.error = OSError("away")
+        clock.advance(20)
+        assert await cache.get_or_load("k", source) == "old"
+        assert await cache.invalidate_tag("t") == 1
+        with pytest.raises(OSError, match="away"):
+            await cache.get_or_load("k", source)
 
 
 async def test_strategy_ttl_never_serves_stale(clock, source):
@@ -452,40 +283,6 @@ async def test_a_dear_value_is_renewed_early(clock):
         assert renewed_after >= 49
 
 
-async def test_a_hard_timeout_ends_the_load(clock):
-    """load_timeout cancels the loader and is told as LoadTimeout."""
-    async with policy_cache(clock, load_timeout=0.01, stale_max=0) as cache:
-        with pytest.raises(LoadTimeout, match="longer than"):
-            await cache.get_or_load("k", lambda: asyncio.Event().wait())
-
-
-async def test_a_loaders_own_timeout_is_its_own(clock):
-    """A TimeoutError that the loader raises is not taken for ours."""
-    async with policy_cache(clock, load_timeout=5, stale_max=0) as cache:
-
-        async def load() -> None:
-            raise TimeoutError("the loader's")
-
-        with pytest.raises(TimeoutError, match="the loader's"):
-            await cache.get_or_load("k", load)
-
-
-async def test_a_soft_timeout_answers_stale_and_lets_the_load_finish(clock):
-    """A load over load_timeout_soft goes on behind while the stale value answers."""
-    gate = asyncio.Event()
-
-    async def load() -> str:
-        await gate.wait()
-        return "late"
-
-    async with policy_cache(clock, ttl=10, stale_max=50, load_timeout_soft=0.01, early_refresh=0) as cache:
-        await cache.set("k", "stale")
-        clock.advance(11)
-        assert await cache.get_or_load("k", load) == "stale"
-        gate.set()
-        await until(lambda: cache.entry_lookup("k").value == "late")
-
-
 async def test_a_closed_cache_says_so(clock, source):
     """Before open and after close every call that needs the cache raises NotOpen."""
     cache = Cache(clock=clock)
@@ -495,17 +292,6 @@ async def test_a_closed_cache_says_so(clock, source):
         await cache.set("k", 1)
     with pytest.raises(NotOpen):
         await cache.get("k")
-
-
-async def test_closing_ends_loads_and_tells_their_callers(clock):
-    """A caller that waits when the cache closes gets NotOpen, not a cancellation."""
-    cache = Cache(clock=clock)
-    await cache.open()
-    caller = start(cache.get_or_load("k", lambda: asyncio.Event().wait()))
-    await until(lambda: cache.statistics().loads == 1)
-    await cache.close()
-    with pytest.raises(NotOpen, match="closed while"):
-        await caller
 
 
 async def test_statistics_count_what_happened(cache, source):
@@ -518,48 +304,6 @@ async def test_statistics_count_what_happened(cache, source):
     assert (statistics.memory_hits, statistics.memory_misses, statistics.loads) == (2, 2, 1)
     assert statistics.hit_rate == 0.5
     assert statistics.remote_available is None
-
-
-async def test_loads_coalesce_over_event_loops(cache):
-    """A caller in another thread's loop waits for the load that this loop runs."""
-    gate = asyncio.Event()
-    runs = 0
-
-    async def load() -> str:
-        nonlocal runs
-        runs += 1
-        await gate.wait()
-        return "value"
-
-    here = start(cache.get_or_load("k", load))
-    await until(lambda: runs == 1)
-    elsewhere = start(asyncio.to_thread(asyncio.run, cache.get_or_load("k", load)))
-    while cache._filler._flights._table["k"].waiters.__len__() < 2:
-        await asyncio.sleep(0.001)
-    gate.set()
-    assert [await here, await elsewhere] == ["value", "value"]
-    assert runs == 1
-
-
-async def test_many_threads_share_one_blocking_load(cache):
-    """Plain functions in many threads load a cold key once."""
-    entered, leave = threading.Event(), threading.Event()
-    runs = []
-
-    @cache.cached("slow:{name}")
-    def slow(name: str) -> str:
-        runs.append(name)
-        entered.set()
-        assert leave.wait(10)
-        return name.upper()
-
-    calls = [start(asyncio.to_thread(slow, "x")) for _ in range(4)]
-    await asyncio.to_thread(entered.wait, 10)
-    while len(cache._filler._flights._table["slow:x"].waiters) < 4:
-        await asyncio.sleep(0.001)
-    leave.set()
-    assert await asyncio.gather(*calls) == ["X"] * 4
-    assert runs == ["x"]
 
 
 async def test_weight_max_bounds_bytes(clock):
@@ -575,3 +319,16 @@ def test_importing_the_cache_loads_no_driver():
 
     code = "import sys, headrace.cache; sys.exit('redis' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def test_a_cache_can_be_opened_again(clock, source):
+    """After close it is empty, and open makes it usable once more; two opens at once are refused."""
+    cache = Cache(clock=clock)
+    async with cache:
+        await cache.get_or_load("k", source)
+        with pytest.raises(CallerError, match="open already"):
+            await cache.open()
+    async with cache:
+        assert await cache.get("k") is None
+        await cache.get_or_load("k", source)
+    assert source.runs == 2

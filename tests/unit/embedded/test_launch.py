@@ -88,7 +88,8 @@ def test_signals_are_as_a_program_expects_them() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     masks = {line.split(":")[0]: int(line.split()[1], 16) for line in outcome.stdout.splitlines()}
     assert masks["SigBlk"] == 0
-    assert masks["SigIgn"] == 1 << (signal.SIGXFSZ - 1)
+    # Signals 32 and 33 belong to the C library, which ignores them for children of some programs, make among them.
+    assert masks["SigIgn"] & 0x7FFFFFFF == 1 << (signal.SIGXFSZ - 1)
 
 
 def test_files_of_a_server_are_private() -> None:

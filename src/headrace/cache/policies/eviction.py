@@ -1,39 +1,56 @@
 """The protocol of eviction policies."""
 
 from collections.abc import Iterator
+from typing import Final
 
 from headrace.cache.policies.node import Node
 
-SCAN_MAX = 1024
+SCAN_MAX: Final = 1024
 """How many nodes one eviction may spare before it takes the next whatever its marks: the bound of its work."""
 
 
 class EvictionPolicy:
-    """Keeps an order over nodes and names the next one to go.
+    """Keeps nodes in an order and names the next one to go.
 
-    A policy sees neither keys nor values, neither clock nor bounds: the cache says what is inserted, hit and removed,
-    and asks for a victim whenever it is full. Shares of a queue are shares of what is there, so that one policy
-    serves any bound, in entries or in weight, and a resize needs no word.
+    A policy sees neither keys nor values, neither clock nor bounds: the cache says what is inserted, hit and removed, and
+    asks for a victim before each insertion that would not fit. The share of a queue is a share of what is there, so the
+    same code serves any bound, in entries or in weight, and needs no word when a bound changes.
     """
 
     __slots__ = ()
 
     def insert(self, node: Node) -> None:
-        """Take charge of a node that is in no queue."""
+        """Take charge of a new node."""
         raise NotImplementedError
 
     def hit(self, node: Node) -> None:
-        """Note an access to a node that is in a queue of this policy."""
+        """Note an access to a node of this policy."""
         raise NotImplementedError
 
     def remove(self, node: Node) -> None:
-        """Let go of a node that is in a queue of this policy: deleted or expired."""
+        """Let go of a node of this policy that was deleted or has expired."""
         raise NotImplementedError
 
     def evict(self) -> Node:
-        """Choose the node to go and let go of it. There must be one."""
+        """Choose a node, let go of it and return it. There must be one."""
+        raise NotImplementedError
+
+    def holds(self, node: Node) -> bool:
+        """Whether this policy has charge of the node."""
+        raise NotImplementedError
+
+    def release(self) -> Node | None:
+        """Let go of the least valuable node without judging it; None when none is left. For a change of policy."""
+        raise NotImplementedError
+
+    def adopt(self, node: Node) -> None:
+        """Take charge of a node that another policy released; each is worth more than those before it."""
         raise NotImplementedError
 
     def nodes(self) -> Iterator[Node]:
         """Every node, roughly from the next victim to the last."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raise BugError unless the invariants hold. O(n): for tests."""
         raise NotImplementedError

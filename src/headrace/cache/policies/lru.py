@@ -7,7 +7,7 @@ from headrace.cache.policies.node import Node, Queue
 
 
 class Lru(EvictionPolicy):
-    """Evicts what was not asked for the longest. Intuition: a pile of papers; whatever you use goes on top."""
+    """Evicts what was not asked for the longest. Intuition: a pile of papers; whatever is used goes back on top."""
 
     __slots__ = ("_queue",)
 
@@ -23,15 +23,31 @@ class Lru(EvictionPolicy):
         self._queue.refresh(node)
 
     def remove(self, node: Node) -> None:
-        """Take it out."""
+        """Pull it out of the pile."""
         self._queue.remove(node)
 
     def evict(self) -> Node:
-        """Take the bottom one."""
+        """Take the lowest."""
         node = self._queue.oldest()
         self._queue.remove(node)
         return node
 
+    def holds(self, node: Node) -> bool:
+        """Whether it is in the pile."""
+        return node.queue is self._queue
+
+    def release(self) -> Node | None:
+        """Take the lowest, if there is one."""
+        return self.evict() if self._queue.count else None
+
+    def adopt(self, node: Node) -> None:
+        """Put it on top."""
+        self._queue.push(node)
+
     def nodes(self) -> Iterator[Node]:
-        """From the bottom to the top."""
+        """From the lowest to the top."""
         return self._queue.nodes()
+
+    def validate(self) -> None:
+        """Check the pile."""
+        self._queue.validate()

@@ -1,21 +1,22 @@
 """What a policy orders: nodes in queues. Every operation is O(1) and allocates nothing.
 
-Links live in the nodes themselves, so a queue costs no memory of its own, removal from the middle needs no search,
-and no code of a key (`__eq__`, `__hash__`) ever runs while a policy rearranges its queues.
+The links live in the nodes themselves, so a queue costs no memory of its own, removal from the middle needs no search, and
+no code of a key (`__eq__`, `__hash__`) ever runs while a policy rearranges its queues.
 """
 
 from collections.abc import Iterator
-from typing import cast
+from typing import Final, cast
 
-MASK_32 = 0xFFFFFFFF
+from headrace.errors import BugError
+
+MASK_32: Final = 0xFFFFFFFF
 
 
 def spread(key_hash: int) -> int:
     """Mix a Python hash into 32 well spread bits, never negative.
 
-    Python's hash of an int is the int; sampling by hash and counting by hash both need bits that look random. Two
-    rounds of multiply and xor-shift, after T. Mueller; the factor keeps products below 2**62, where mypyc's integers
-    are fast.
+    Python's hash of an int is the int itself; sampling and counting by hash need bits that look random. Two rounds of
+    xor-shift and multiply, after T. Mueller; the factor keeps products below 2**62, where mypyc's integers are fast.
     """
     mixed = (key_hash ^ (key_hash >> 32)) & MASK_32
     mixed = ((mixed ^ (mixed >> 16)) * 0x119DE1F3) & MASK_32
@@ -34,34 +35,35 @@ class Link:
 
 
 class Queue:
-    """Nodes from newest to oldest, with their number and total weight."""
+    """Nodes from oldest to newest, with their number and their total weight."""
 
     __slots__ = ("count", "ring", "weight")
 
     def __init__(self) -> None:
         self.ring = Link()
+        """Both ends: newer than it is the oldest node, older than it the newest."""
         self.count = 0
         self.weight = 0
 
     def push(self, node: "Node") -> None:
         """Add a node that is in no queue, as the newest."""
         ring = self.ring
-        first = ring.older
+        newest = ring.older
         node.queue = self
         node.newer = ring
-        node.older = first
-        first.newer = node
+        node.older = newest
+        newest.newer = node
         ring.older = node
         self.count += 1
         self.weight += node.weight
 
     def remove(self, node: "Node") -> None:
-        """Take a node out, wherever it stands."""
+        """Take a node of this queue out, wherever it stands."""
         newer = node.newer
         older = node.older
         newer.older = older
         older.newer = newer
-        # No link may keep its neighbours alive, nor itself: a removed entry must die with its last reader.
+        # No link may keep its neighbours alive, nor itself: what was removed dies with its last reader.
         node.newer = NOWHERE
         node.older = NOWHERE
         node.queue = NO_QUEUE
@@ -71,20 +73,20 @@ class Queue:
     def refresh(self, node: "Node") -> None:
         """Make a node of this queue the newest."""
         ring = self.ring
-        first = ring.older
-        if first is node:
+        newest = ring.older
+        if newest is node:
             return
         newer = node.newer
         older = node.older
         newer.older = older
         older.newer = newer
         node.newer = ring
-        node.older = first
-        first.newer = node
+        node.older = newest
+        newest.newer = node
         ring.older = node
 
     def oldest(self) -> "Node":
-        """The node that came first. The queue must not be empty."""
+        """The node that came first. There must be one."""
         return cast("Node", self.ring.newer)
 
     def nodes(self) -> "Iterator[Node]":
@@ -95,13 +97,25 @@ class Queue:
             yield cast("Node", link)
             link = link.newer
 
+    def validate(self) -> None:
+        """Raise BugError unless the ring, the count and the weight agree."""
+        count = weight = 0
+        for node in self.nodes():
+            count += 1
+            weight += node.weight
+            if node.queue is not self or node.newer.older is not node or node.older.newer is not node:
+                raise BugError(f"a node of {node.hash:#x} is linked wrongly.")
+        if count != self.count or weight != self.weight:
+            raise BugError(f"a queue of {count} nodes weighing {weight} says {self.count} and {self.weight}.")
 
-NOWHERE = Link()
-NO_QUEUE = Queue()
+
+NOWHERE: Final = Link()
+NO_QUEUE: Final = Queue()
+"""Where a node is that no policy has charge of."""
 
 
 class Node(Link):
-    """What a policy knows of an entry: 32 bits of its key's hash, its weight, and marks of its own."""
+    """What a policy knows of an entry."""
 
     __slots__ = ("count", "hash", "marks", "queue", "weight")
 
@@ -110,7 +124,9 @@ class Node(Link):
         self.older = NOWHERE
         self.queue = NO_QUEUE
         self.hash = key_hash
+        """32 spread bits of the key's hash. Two keys may share them."""
         self.weight = weight
         self.marks = 0
+        """What the policy in charge notes: a visited bit, a small number of visits."""
         self.count = 0
-        """Whatever the policy in charge keeps: a visited bit, a small frequency."""
+        """What `Frequencies` notes; it outlives a change of policy."""

@@ -5,13 +5,14 @@ from typing import cast
 
 from headrace.cache.policies.eviction import SCAN_MAX, EvictionPolicy
 from headrace.cache.policies.node import Link, Node, Queue
+from headrace.errors import BugError
 
 
 class Sieve(EvictionPolicy):
-    """Keeps arrival order; a hand moves from old to new, spares what was visited once, takes the first that was not.
+    """Keeps the order of arrival; a hand moves from old to new, spares what was visited, takes the first that was not.
 
-    Intuition: new papers are judged where they lie, nothing is ever moved to the top. Source: Zhang et al., SIEVE is
-    Simpler than LRU, NSDI 2024.
+    Intuition: papers are judged where they lie, nothing is ever moved. Source: Zhang et al., SIEVE is Simpler than LRU,
+    NSDI 2024.
     """
 
     __slots__ = ("_hand", "_queue")
@@ -26,7 +27,7 @@ class Sieve(EvictionPolicy):
         self._queue.push(node)
 
     def hit(self, node: Node) -> None:
-        """Mark it."""
+        """Mark it visited."""
         node.marks = 1
 
     def remove(self, node: Node) -> None:
@@ -36,7 +37,7 @@ class Sieve(EvictionPolicy):
         self._queue.remove(node)
 
     def evict(self) -> Node:
-        """Move the hand to the first node that is not visited, over at most SCAN_MAX visited ones."""
+        """Move the hand to the first node that was not visited, sparing at most SCAN_MAX."""
         ring = self._queue.ring
         hand = self._hand
         for _ in range(SCAN_MAX):
@@ -47,13 +48,35 @@ class Sieve(EvictionPolicy):
                 break
             node.marks = 0
             hand = node.newer
-        if hand is ring:
-            hand = ring.newer
-        node = cast("Node", hand)
+        node = cast("Node", ring.newer if hand is ring else hand)
         self._hand = node.newer
         self._queue.remove(node)
         return node
 
+    def holds(self, node: Node) -> bool:
+        """Whether it is in the queue."""
+        return node.queue is self._queue
+
+    def release(self) -> Node | None:
+        """Take the node under the hand, if there is one."""
+        if self._queue.count == 0:
+            return None
+        node = cast("Node", self._queue.ring.newer if self._hand is self._queue.ring else self._hand)
+        self.remove(node)
+        return node
+
+    def adopt(self, node: Node) -> None:
+        """Append it, visited: it was wanted before."""
+        node.marks = 1
+        self._queue.push(node)
+
     def nodes(self) -> Iterator[Node]:
         """From the oldest to the newest."""
         return self._queue.nodes()
+
+    def validate(self) -> None:
+        """Check the queue, and that the hand is in it."""
+        self._queue.validate()
+        ring = self._queue.ring
+        if self._hand is not ring and all(self._hand is not node for node in self._queue.nodes()):
+            raise BugError("the hand of SIEVE points at a node that is gone.")

@@ -5,6 +5,7 @@ from headrace.cache.config import MemoryConfig, RemoteConfig
 from headrace.cache.memory import MemoryCache, MemoryStatistics
 from headrace.cache.policy import CachePolicy, Strategy
 from headrace.cache.statistics import CacheStatistics
+from headrace.cache.sync_cache import SyncCache
 
 __all__ = [
     "Cache",
@@ -15,4 +16,5 @@ __all__ = [
     "MemoryStatistics",
     "RemoteConfig",
     "Strategy",
+    "SyncCache",
 ]

@@ -9,7 +9,7 @@ Values in memory are the objects themselves, not copies: treat what comes out of
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
@@ -183,9 +183,13 @@ class Cache:
         entry = self.entry_lookup(key)
         if entry is not None and entry.attention_at > self.now():
             return entry.value
+        return await self.find(key, entry, default, type=type)
+
+    def find(self, key: str, entry: Entry | None, default: Any, *, type: Any = Any) -> Coroutine[Any, Any, Any]:
+        """What follows the memory tier's miss in `get`."""
         if self._filler is None or key.__class__ is not str:
             check_key(key)
-        return await self._open_filler().find(key, entry, type, default)
+        return self._open_filler().find(key, entry, type, default)
 
     @overload
     async def get_or_load(
@@ -226,17 +230,23 @@ class Cache:
     async def get_many(self, keys: Iterable[str], *, type: Any = Any) -> dict[str, Any]:
         """The values that are there, in the order of the keys; keys without one are left out."""
         wanted = list(dict.fromkeys(keys))
+        values = self.held(wanted)
+        if len(values) < len(wanted):
+            values.update(await self.find_many([key for key in wanted if key not in values], type=type))
+        return {key: values[key] for key in wanted if key in values}
+
+    def held(self, keys: Iterable[str]) -> dict[str, Any]:
+        """The values that memory alone can answer with, without a wait."""
         values: dict[str, Any] = {}
-        missing: list[str] = []
-        for key in wanted:
+        for key in keys:
             entry = self.entry_lookup(key)
             if entry is not None and entry.attention_at > self.now():
                 values[key] = entry.value
-            else:
-                missing.append(check_key(key))
-        if missing:
-            values.update(await self._open_filler().find_many(missing, type))
-        return {key: values[key] for key in wanted if key in values}
+        return values
+
+    async def find_many(self, keys: Iterable[str], *, type: Any = Any) -> dict[str, Any]:
+        """What follows the memory tier's misses in `get_many`."""
+        return await self._open_filler().find_many([check_key(key) for key in keys], type)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,279 @@
+"""Copies in memory follow what other processes do, and silence is not taken for consent."""
+
+import asyncio
+import random
+import signal
+
+import pytest
+
+from headrace.cache import Cache, CachePolicy, RemoteConfig
+from headrace.events import TierRecovered, TierUnavailable
+from tests.redis_servers import CLOCK, RedisServer, Witness, until, wait_until
+
+QUICK = {"timeout": 0.2, "connect_timeout": 0.5, "reconnect_wait_max": 0.1}
+
+
+def start(work) -> asyncio.Task:
+    return asyncio.get_running_loop().create_task(work)
+
+
+def is_checked(tracking) -> bool:
+    return not tracking._doubted and (tracking._check is None or tracking._check.done())
+
+
+async def settled(*caches: Cache) -> None:
+    """Return when every channel stands and everything that was pushed has been worked off."""
+    for _ in range(1000):
+        trackings = [cache._shared._tracking for cache in caches]
+        if all(tracking._whole and is_checked(tracking) for tracking in trackings):
+            break
+        await asyncio.sleep(0.01)
+    # A push that was on its way when the last write was answered is behind this PING on each channel.
+    for cache in caches:
+        for channel in cache._shared._tracking._channels.values():
+            await channel.call(b"*1\r\n$4\r\nPING\r\n")
+        while not is_checked(cache._shared._tracking):
+            await asyncio.sleep(0.001)
+
+
+async def assert_coherent(server: RedisServer, caches: list[Cache], keys: list[str]) -> int:
+    """Every copy in every memory is what a reader without memory gets; how many copies there were."""
+    async with Cache(remote=RemoteConfig(url=server.url), memory=None) as truth:
+        shared = await truth.get_many(keys)
+    copies = 0
+    for cache in caches:
+        for key in keys:
+            entry = cache.entry_lookup(key)
+            if entry is not None and entry.fresh_until > cache.now():
+                copies += 1
+                assert entry.value == shared.get(key, "gone"), key
+    return copies
+
+
+@pytest.mark.parametrize("how", ["set", "delete", "pattern", "tag", "clear", "flushall", "foreign"])
+async def test_a_change_elsewhere_drops_the_copy(open_cache, server, how):
+    """A copy goes when another process writes, deletes, invalidates or flushes, or anybody touches the entry."""
+    a, b = await open_cache(), await open_cache()
+    await a.set("k", "old", tags=["t"])
+    assert await b.get("k") == "old"
+    assert b.entry_lookup("k") is not None
+    match how:
+        case "set":
+            await a.set("k", "new")
+        case "delete":
+            await a.delete("k")
+        case "pattern":
+            await a.invalidate_pattern("k*")
+        case "tag":
+            await a.invalidate_tag("t")
+        case "clear":
+            await a.clear()
+        case "flushall":
+            await asyncio.to_thread(server.call, "FLUSHALL")
+        case _:
+            await asyncio.to_thread(server.call, "UNLINK", b._shared.keyspace.name("k"))
+    await until(lambda: b.entry_lookup("k") is None, "the copy went")
+    for _ in range(100):
+        if (found := await b.get("k")) != "old":
+            break
+        await asyncio.sleep(0.01)
+    assert found == ("new" if how == "set" else None)
+
+
+async def test_ones_own_write_keeps_its_copy(open_cache):
+    """The echo of a write of our own is recognised by its version: the copy stays, and is not read again."""
+    cache = await open_cache()
+    for number in range(50):
+        await cache.set(f"k{number}", number)
+    await settled(cache)
+    before = cache.statistics()
+    for number in range(50):
+        assert await cache.get(f"k{number}") == number
+    assert cache.statistics().remote_hits == before.remote_hits
+
+
+async def test_anothers_write_right_after_ones_own_is_seen(open_cache):
+    """The echo of our own write never hides that somebody wrote after us."""
+    a, b = await open_cache(), await open_cache()
+    for number in range(200):
+        await asyncio.gather(a.set("k", ["a", number]), b.set("k", ["b", number]))
+    await settled(a, b)
+    assert await a.get("k") == await b.get("k")
+
+
+async def test_random_writers_agree_after_settling(open_cache, server):
+    """Three processes write, delete, load and read at random; when they rest, no copy differs from the shared tier."""
+    caches = [await open_cache() for _ in range(3)]
+    keys = [f"k{number}" for number in range(40)]
+    rng = random.Random(11)
+
+    async def work(cache: Cache) -> None:
+        for step in range(400):
+            key = rng.choice(keys)
+            match rng.randrange(10):
+                case 0:
+                    await cache.set(key, step)
+                case 1:
+                    await cache.delete(key)
+                case 2:
+                    await cache.set(key, step, tags=[f"t{step % 3}"])
+                case 3 if step % 20 == 0:
+                    await cache.invalidate_tag(f"t{step % 3}")
+                case 4:
+                    await cache.get_or_load(key, lambda step=step: f"loaded {step}")
+                case _:
+                    await cache.get(key)
+
+    await asyncio.gather(*(work(cache) for cache in caches for _ in range(4)))
+    await settled(*caches)
+    assert await assert_coherent(server, caches, keys) > 0
+
+
+async def test_they_agree_although_connections_are_killed_and_the_server_is_flushed(open_cache, server):
+    """The same with every connection killed at random and FLUSHALL in between."""
+    caches = [await open_cache(remote=QUICK) for _ in range(3)]
+    keys = [f"k{number}" for number in range(20)]
+    rng = random.Random(5)
+    working = True
+
+    async def work(cache: Cache) -> None:
+        step = 0
+        while working:
+            step += 1
+            key = rng.choice(keys)
+            match rng.randrange(6):
+                case 0:
+                    await cache.set(key, step)
+                case 1:
+                    await cache.delete(key)
+                case _:
+                    await cache.get_or_load(key, lambda step=step: f"loaded {step}")
+            await asyncio.sleep(0)
+
+    workers = [start(work(cache)) for cache in caches for _ in range(2)]
+    with server.client() as client:
+        for round_number in range(25):
+            for line in await asyncio.to_thread(client.client_list):
+                if line["name"] == "headrace" and rng.random() < 0.5:
+                    await asyncio.to_thread(client.client_kill_filter, _id=line["id"])
+            if round_number % 8 == 0:
+                await asyncio.to_thread(client.flushall)
+            await asyncio.sleep(0.02)
+    working = False
+    await asyncio.gather(*workers)
+    for cache in caches:
+        await until(lambda cache=cache: not cache._shared._deferred.is_owed, "all invalidations were delivered")
+    await settled(*caches)
+    await assert_coherent(server, caches, keys)
+
+
+async def test_a_lost_channel_bounds_how_long_copies_stay_fresh(open_cache, server, witness):
+    """When the channel goes silent, copies answer for degraded_ttl at most and the observer is told."""
+    cache = await open_cache(remote={**QUICK, "degraded_ttl": 0.3})
+    await cache.set("k", 1)
+    await settled(cache)
+    server.signal(signal.SIGSTOP)
+    lost_at = CLOCK.monotonic()
+    await until(lambda: cache.entry_lookup("k").fresh_until <= cache.now(), "no longer fresh")
+    assert CLOCK.monotonic() - lost_at < 0.5 + 0.2 + 0.3 + 1.5
+    assert any(event.tier == "invalidation" for event in witness.seen(TierUnavailable))
+    assert await cache.get_or_load("k", lambda: 2) == 2
+    server.signal(signal.SIGCONT)
+    await until(lambda: any(event.tier == "invalidation" for event in witness.seen(TierRecovered)), "whole again")
+
+
+async def test_copies_are_checked_after_a_gap(open_cache, server):
+    """What changed while the channel was away is noticed when it is back."""
+    a, b = await open_cache(remote=QUICK), await open_cache(remote=QUICK)
+    await a.set("k", "old")
+    assert await b.get("k") == "old"
+    tracking = b._shared._tracking
+    with server.client() as client:
+        number = (await asyncio.to_thread(client.client_info))["id"]
+        for line in client.client_list():
+            if "t" in line["flags"] or "B" in line["flags"]:
+                client.client_kill_filter(_id=line["id"])
+        assert number
+    await a.set("k", "new")
+    await until(lambda: not tracking._whole or b.entry_lookup("k") is None, "the gap was noticed")
+    await settled(b)
+    assert await b.get("k") == "new"
+
+
+async def test_without_tracking_memory_ttl_is_the_bound(open_cache):
+    """tracking=False leaves copies to memory_ttl."""
+    policies = [CachePolicy(memory_ttl=0.05)]
+    a = await open_cache()
+    b = await open_cache(remote={"tracking": False}, policies=policies)
+    await a.set("k", "old")
+    assert await b.get("k") == "old"
+    await a.set("k", "new")
+    await until(lambda: "k" not in b.memory, "the copy expired")
+    assert await b.get("k") == "new"
+
+
+async def test_coherence_on_a_cluster_whose_slots_move(start_cluster):
+    """Copies follow changes on every primary, also of slots that move to another one meanwhile."""
+    cluster = await asyncio.to_thread(start_cluster)
+    witness = Witness()
+    config = RemoteConfig(url=cluster.url, **QUICK)
+    keys = [f"k{number}" for number in range(30)]
+    async with Cache(remote=config, observer=witness) as a, Cache(remote=config) as b:
+        moving = start(
+            asyncio.to_thread(
+                lambda: [
+                    cluster.move(slot, cluster.primaries[slot % 3])
+                    for slot in {_slot(a, key) for key in keys[:12]}
+                    if cluster.owner(slot) is not cluster.primaries[slot % 3]
+                ]
+            )
+        )
+        rng = random.Random(3)
+        step = 0
+        while not moving.done() or step < 300:
+            step += 1
+            cache = rng.choice((a, b))
+            key = rng.choice(keys)
+            if rng.randrange(4):
+                await cache.get(key)
+            else:
+                await cache.set(key, step)
+        await moving
+        await settled(a, b)
+        async with Cache(remote=config, memory=None) as truth:
+            shared = await truth.get_many(keys)
+        assert len(shared) > 10
+        for cache in (a, b):
+            for key in keys:
+                if key in cache.memory:
+                    assert await cache.get(key) == shared.get(key), key
+
+
+def _slot(cache: Cache, key: str) -> int:
+    from headrace.cache.topology import slot_of
+
+    return slot_of(cache._shared.keyspace.name(key))
+
+
+async def test_coherence_over_a_failover(start_cluster):
+    """When a primary dies and its replica takes over, copies of its keys do not outlive what is written afterwards."""
+    cluster = await asyncio.to_thread(start_cluster, replicas=1)
+    config = RemoteConfig(url=cluster.url, **QUICK)
+    keys = [f"k{number}" for number in range(30)]
+    async with Cache(remote=config) as a, Cache(remote=config) as b:
+        await a.set_many(dict.fromkeys(keys, "old"))
+        assert await b.get_many(keys) == dict.fromkeys(keys, "old")
+        await asyncio.to_thread(
+            wait_until,
+            lambda: all("master_link_status:up" in s.raw("INFO", "replication") for s in cluster.replicas),
+            "",
+        )
+        cluster.primaries[0].stop()
+        for _ in range(300):
+            await a.set_many(dict.fromkeys(keys, "new"))
+            async with Cache(remote=config, memory=None) as truth:
+                if await truth.get_many(keys) == dict.fromkeys(keys, "new"):
+                    break
+            await asyncio.sleep(0.1)
+        await settled(a, b)
+        assert await b.get_many(keys) == dict.fromkeys(keys, "new")

@@ -35,18 +35,6 @@ class EvictionPolicy:
         """Choose a node, let go of it and return it. There must be one."""
         raise NotImplementedError
 
-    def holds(self, node: Node) -> bool:
-        """Whether this policy has charge of the node."""
-        raise NotImplementedError
-
-    def release(self) -> Node | None:
-        """Let go of the least valuable node without judging it; None when none is left. For a change of policy."""
-        raise NotImplementedError
-
-    def adopt(self, node: Node) -> None:
-        """Take charge of a node that another policy released; each is worth more than those before it."""
-        raise NotImplementedError
-
     def nodes(self) -> Iterator[Node]:
         """Every node, roughly from the next victim to the last."""
         raise NotImplementedError

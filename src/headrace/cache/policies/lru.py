@@ -32,18 +32,6 @@ class Lru(EvictionPolicy):
         self._queue.remove(node)
         return node
 
-    def holds(self, node: Node) -> bool:
-        """Whether it is in the pile."""
-        return node.queue is self._queue
-
-    def release(self) -> Node | None:
-        """Take the lowest, if there is one."""
-        return self.evict() if self._queue.count else None
-
-    def adopt(self, node: Node) -> None:
-        """Put it on top."""
-        self._queue.push(node)
-
     def nodes(self) -> Iterator[Node]:
         """From the lowest to the top."""
         return self._queue.nodes()

@@ -85,25 +85,6 @@ class S3Fifo(EvictionPolicy):
         main.remove(node)
         return node
 
-    def holds(self, node: Node) -> bool:
-        """Whether it is in one of the two queues."""
-        return node.queue is self._small or node.queue is self._main
-
-    def release(self) -> Node | None:
-        """The oldest of the small queue, then of the main one."""
-        queue = self._small if self._small.count else self._main
-        if queue.count == 0:
-            return None
-        node = queue.oldest()
-        queue.remove(node)
-        return node
-
-    def adopt(self, node: Node) -> None:
-        """Into the main queue, without a visit: the small one is for what is new."""
-        self._filling = False
-        node.marks = 0
-        self._main.push(node)
-
     def nodes(self) -> Iterator[Node]:
         """The small queue, then the main one."""
         yield from self._small.nodes()

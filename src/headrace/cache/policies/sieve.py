@@ -53,23 +53,6 @@ class Sieve(EvictionPolicy):
         self._queue.remove(node)
         return node
 
-    def holds(self, node: Node) -> bool:
-        """Whether it is in the queue."""
-        return node.queue is self._queue
-
-    def release(self) -> Node | None:
-        """Take the node under the hand, if there is one."""
-        if self._queue.count == 0:
-            return None
-        node = cast("Node", self._queue.ring.newer if self._hand is self._queue.ring else self._hand)
-        self.remove(node)
-        return node
-
-    def adopt(self, node: Node) -> None:
-        """Append it, visited: it was wanted before."""
-        node.marks = 1
-        self._queue.push(node)
-
     def nodes(self) -> Iterator[Node]:
         """From the oldest to the newest."""
         return self._queue.nodes()

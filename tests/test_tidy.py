@@ -31,13 +31,13 @@ def ignored() -> tuple[str, ...]:
 
 @cache
 def texts() -> dict[str, str]:
-    """Every text of the project by its path from the root; what is not UTF-8 is not a text."""
+    """Every file of the project by its path from the root, with its text; what is not UTF-8 has none."""
     found = {}
     for path in project_files():
         try:
             found[path.relative_to(ROOT).as_posix()] = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            continue
+            found[path.relative_to(ROOT).as_posix()] = ""
     return found
 
 

@@ -7,7 +7,10 @@ HeadraceError
 │   ├── InvalidRequest
 │   │   ├── BodyTooLarge
 │   │   ├── PathNotFound
-│   │   └── MethodNotAllowed
+│   │   ├── MethodNotAllowed
+│   │   ├── NotJson
+│   │   ├── ForeignOrigin
+│   │   └── ForeignHost
 │   ├── InvalidKey
 │   ├── UnencodableValue
 │   ├── RecursiveLoad
@@ -30,6 +33,7 @@ HeadraceError
 │   ├── DatabaseUnavailable
 │   │   └── OutcomeUnknown
 │   ├── StatementTimeout
+│   ├── ResultNotRecorded
 │   ├── EmbeddedServerFailed
 │   ├── Overloaded
 │   ├── RequestTimeout
@@ -85,7 +89,7 @@ class InvalidRequest(CallerError):
     """A request does not have the shape that the API documents."""
 
     code = "request-invalid"
-    fix = "Compare the request with /openapi.json."
+    fix = "Compare the request with the API's openapi.json."
 
 
 class BodyTooLarge(InvalidRequest):
@@ -106,7 +110,7 @@ class PathNotFound(InvalidRequest):
     """Nothing is served at this path."""
 
     code = "path-not-found"
-    fix = "Compare the path with /openapi.json."
+    fix = "Compare the path with the API's openapi.json."
 
 
 class MethodNotAllowed(InvalidRequest):
@@ -114,6 +118,27 @@ class MethodNotAllowed(InvalidRequest):
 
     code = "method-not-allowed"
     fix = "Use a method of the Allow header."
+
+
+class NotJson(InvalidRequest):
+    """A request body does not say that it is JSON."""
+
+    code = "not-json"
+    fix = "Send the header `Content-Type: application/json`."
+
+
+class ForeignOrigin(InvalidRequest):
+    """A page of another origin asked for a change through somebody's browser."""
+
+    code = "foreign-origin"
+    fix = "Send it from a page of this server, or from a program: only browsers name an origin."
+
+
+class ForeignHost(InvalidRequest):
+    """A service without a token was asked under a name that is not this machine's own."""
+
+    code = "foreign-host"
+    fix = "Ask for it as localhost or 127.0.0.1, or set `server.token` to serve it under other names."
 
 
 class UnencodableValue(CallerError):
@@ -268,6 +293,13 @@ class StatementTimeout(BackendError):
 
     code = "statement-timeout"
     fix = "Make it cheaper or raise database.statement_timeout_s or lock_timeout_s."
+
+
+class ResultNotRecorded(BackendError):
+    """An execution ran to its end, but its result could not be stored."""
+
+    code = "result-not-recorded"
+    fix = "It may have had its effects: repeat it only if the agent may run twice."
 
 
 class EmbeddedServerFailed(BackendError):

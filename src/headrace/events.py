@@ -96,6 +96,15 @@ class ExecutionFinished(Event, frozen=True):
     run_ms: float
 
 
+class ExecutionNotRecorded(Event, frozen=True):
+    """An execution ended, but its result could not be stored."""
+
+    agent_id: str
+    execution_id: str
+    status: str
+    error: str
+
+
 # -- processes ----------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +121,14 @@ class ProcessExited(Event, frozen=True):
     name: str
     pid: int
     exit_code: int
+    restart_in_s: float | None
+
+
+class ProcessFailed(Event, frozen=True):
+    """The supervisor could not start, watch or end a process. It tries again, unless the service stops."""
+
+    name: str
+    reason: str
     restart_in_s: float | None
 
 

@@ -123,16 +123,24 @@ async def test_the_first_result_stays(store):
 async def test_a_claim_is_given_once(store):
     """The second claimant gets what the id stands for."""
     lease_until = CLOCK.wall() + 60
-    assert await store.claim(execution(status="running"), lease_until=lease_until) is None
-    held = await store.claim(execution(status="running"), lease_until=lease_until)
+    assert await store.claim(execution(status="running"), claim="mine", lease_until=lease_until) is None
+    held = await store.claim(execution(status="running"), claim="yours", lease_until=lease_until)
     assert held.status == "running"
     await store.finish(execution(output_json=b"1"))
-    assert (await store.claim(execution(status="running"), lease_until=lease_until)).output == 1
+    assert (await store.claim(execution(status="running"), claim="yours", lease_until=lease_until)).output == 1
+
+
+async def test_a_claim_can_be_repeated_by_its_owner(store):
+    """After a commit in doubt the same claim is recognised, and somebody else's is still refused."""
+    lease_until = CLOCK.wall() + 60
+    for _ in range(2):
+        assert await store.claim(execution(status="running"), claim="mine", lease_until=lease_until) is None
+    assert await store.claim(execution(status="running"), claim="yours", lease_until=lease_until) is not None
 
 
 async def test_progress_is_kept_while_it_runs(store):
     """And a late report does not touch a finished execution."""
-    await store.claim(execution(status="running"), lease_until=CLOCK.wall() + 60)
+    await store.claim(execution(status="running"), claim="mine", lease_until=CLOCK.wall() + 60)
     await store.report(execution(status="running", progress=Progress(1, 2)))
     assert (await store.execution("t", "a", "e")).progress == Progress(1, 2)
     await store.finish(execution())
@@ -142,7 +150,7 @@ async def test_progress_is_kept_while_it_runs(store):
 
 async def test_an_execution_past_its_lease_is_interrupted(store):
     """Its process died; that is said, not hidden behind `running`."""
-    await store.claim(execution(status="running"), lease_until=CLOCK.wall() - 1)
+    await store.claim(execution(status="running"), claim="mine", lease_until=CLOCK.wall() - 1)
     found = await store.execution("t", "a", "e")
     assert found.status == "interrupted"
 

@@ -26,6 +26,10 @@ class AgentsConfig:
     """Longest run that a call or a deployment may ask for."""
     cancel_grace_s: float = 1.0
     """How long an agent may take to stop after its deadline before it is reported and left behind."""
+    drain_s: float = 3.0
+    """How long a stopping host lets executions end by themselves before it interrupts them."""
+    load_timeout_s: float = 10.0
+    """Longest time that a source may take to load."""
     lease_grace_s: float = 30.0
     """How long after its deadline an unfinished execution is given up as interrupted."""
     journal_batch_max: int = 500

@@ -42,7 +42,6 @@ class Definition:
     """A fresh `execute` for one execution: instances are never shared, so neither is their state."""
     is_async: bool
     timeout_s: float | None
-    capabilities: Any
     module: str
     """Its name in `sys.modules`, where dataclasses and typing look up annotations."""
 
@@ -99,7 +98,6 @@ def _found(source: Source, module: types.ModuleType) -> Definition:
             fix="Make it a class with an `execute(self, input, context)` method, or an `async def` function.",
         )
     is_class = inspect.isclass(entry)
-    describe = getattr(entry(), "get_capabilities", None) if is_class else None
     return Definition(
         agent_id=source.agent_id,
         version=source.version,
@@ -107,7 +105,6 @@ def _found(source: Source, module: types.ModuleType) -> Definition:
         make=_of_class(entry) if is_class else _of_function(entry),
         is_async=inspect.iscoroutinefunction(entry.execute) if is_class else True,
         timeout_s=source.timeout_s,
-        capabilities=describe() if callable(describe) else None,
         module=module.__name__,
     )
 

@@ -1,6 +1,5 @@
 """One run of an agent: its record, and what the agent sees of it."""
 
-import asyncio
 import time
 from collections.abc import Coroutine, Generator
 from typing import Any, Literal
@@ -164,10 +163,3 @@ def encoded(output: Any, *, bytes_max: int) -> Outcome:
             error=f"The output is {len(json):,} bytes; at most {bytes_max:,} are accepted (agents.output_bytes_max).",
         )
     return Outcome("completed", json)
-
-
-async def stopped(task: "asyncio.Task[Any]", *, within_s: float) -> bool:
-    """Cancel a task and wait a bounded time until it has really stopped."""
-    task.cancel()
-    done, _ = await asyncio.wait({task}, timeout=within_s)
-    return bool(done)

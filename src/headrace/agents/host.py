@@ -4,9 +4,8 @@ import asyncio
 import hashlib
 import os
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
-from time import thread_time
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,27 +13,30 @@ import msgspec
 
 from headrace.agents.config import AgentsConfig
 from headrace.agents.definition import Definition, Source, load
-from headrace.agents.execution import (
-    Context,
-    Execution,
-    Metered,
-    Outcome,
-    Priority,
-    encoded,
-    failure,
-    stopped,
-)
+from headrace.agents.execution import Execution, Outcome, Priority
 from headrace.agents.postgres_store import PostgresStore
+from headrace.agents.run import Run
 from headrace.agents.store import Agent, AgentStore, Deployment, MemoryStore, Totals, agent_not_found
+from headrace.agents.threads import DaemonThreads
 from headrace.cache import Cache
 from headrace.clock import Clock, SystemClock
 from headrace.database import Database
-from headrace.errors import ExecutionConflict, InvalidRequest, Overloaded
-from headrace.events import AgentDeployed, ExecutionFinished, Observer, Silent
+from headrace.errors import (
+    AgentInvalid,
+    BackendError,
+    DatabaseUnavailable,
+    ExecutionConflict,
+    InvalidRequest,
+    Overloaded,
+    ResultNotRecorded,
+)
+from headrace.events import AgentDeployed, ExecutionFinished, ExecutionNotRecorded, Observer, Silent
 
 _POLL_FIRST_S = 0.02
 _POLL_MAX_S = 0.5
 _REPORT_S = 0.5
+_CLAIM_RETRY_S = 0.2
+_LOADS_MAX = 8
 
 # Under pressure the less urgent go first: shares of `executions_max` that a priority may fill.
 _SHARE = {"low": 0.80, "normal": 0.95, "high": 1.0}
@@ -80,10 +82,12 @@ class AgentHost:
         )
         self._definitions: OrderedDict[tuple[str, str, str], Definition] = OrderedDict()
         self._loads: dict[tuple[str, str, str], asyncio.Task[Definition]] = {}
-        self._executions: dict[tuple[str, str], asyncio.Task[Execution]] = {}
-        self._left_behind: set[asyncio.Task[Any]] = set()
-        self._threads = ThreadPoolExecutor(self.config.threads_max, thread_name_prefix="headrace-agent")
-        self._threads_busy = 0
+        self._runs: dict[tuple[str, str], Run] = {}
+        self._claims: set[asyncio.Task[Run | Execution]] = set()
+        self._reporters: set[asyncio.Task[None]] = set()
+        self._left_behind: set[asyncio.Task[None]] = set()
+        self._threads = DaemonThreads(self.config.threads_max, name="headrace-agent")
+        self._loaders = DaemonThreads(_LOADS_MAX, name="headrace-load")
         self.running = 0
         """Executions under way in this process."""
         self.started = 0
@@ -97,20 +101,31 @@ class AgentHost:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let running executions finish within their grace, write what waits, and close."""
-        tasks = [*self._executions.values(), *self._loads.values()]
-        if tasks:
-            _, pending = await asyncio.wait(tasks, timeout=self.config.cancel_grace_s)
-            for task in pending:
-                task.cancel()
-        for task in self._left_behind:
+        """Let running executions end, put those that do not on record as interrupted, and close."""
+        await self._wait([*self._claims, *self._loads.values()], within_s=self.config.cancel_grace_s)
+        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.drain_s)
+        for run in self._runs.values():
+            run.interrupt()
+        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.cancel_grace_s)
+        for run in self._runs.values():
+            run.abandon()
+        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.journal_retry_s)
+        tasks = [*self._claims, *self._loads.values(), *self._reporters, *self._left_behind]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, *self._left_behind, return_exceptions=True)
+        # An agent may swallow its cancellation for ever; it gets a moment, and then only the process's end stops it.
+        await self._wait(tasks, within_s=self.config.cancel_grace_s)
         await self._store.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
+        self._loaders.close()
         for definition in self._definitions.values():
             definition.unload()
         self._definitions.clear()
+
+    @staticmethod
+    async def _wait(futures: "Sequence[asyncio.Future[Any]]", *, within_s: float) -> None:
+        if futures:
+            await asyncio.wait(futures, timeout=within_s)
 
     # -- deployments --------------------------------------------------------------------------------------------
 
@@ -238,11 +253,26 @@ class AgentHost:
         return definition
 
     async def _load_in_thread(self, source: Source) -> Definition:
-        # A thread of its own rather than the pool of the agents: a deployment must not wait for busy ones.
-        return await asyncio.to_thread(load, source, bytes_max=self.config.source_bytes_max)
+        # Threads of their own: a deployment must not wait for busy agents, nor a hanging one hold up anything else.
+        if not self._loaders.reserve():
+            raise Overloaded(f"{_LOADS_MAX} sources are being loaded in this process, and none of them ends.")
+        loading = self._loaders.run(partial(load, source, bytes_max=self.config.source_bytes_max))
+        done, _ = await asyncio.wait({loading}, timeout=self.config.load_timeout_s)
+        if not done:
+            loading.add_done_callback(_unload)
+            raise AgentInvalid(
+                f"The source of {source.agent_id!r} is not loaded after {self.config.load_timeout_s:g} s.",
+                fix="Move slow work out of the module's top level, into `execute`.",
+            )
+        definition: Definition = loading.result()
+        return definition
 
     def _remember(self, tenant: str, definition: Definition) -> None:
-        self._definitions[tenant, definition.agent_id, definition.version] = definition
+        key = (tenant, definition.agent_id, definition.version)
+        replaced = self._definitions.pop(key, None)
+        if replaced is not None:
+            replaced.unload()
+        self._definitions[key] = definition
         if len(self._definitions) > self.config.definitions_max:
             self._definitions.popitem(last=False)[1].unload()
 
@@ -264,16 +294,14 @@ class AgentHost:
         same time or later, gets that run's result; with another input it is an `ExecutionConflict`. The agent's own
         failure is an execution with status `failed`, not an exception here.
         """
-        definition, execution, deadline_s = await self._accept(
-            agent_id, input, execution_id, timeout, priority, tenant
-        )
-        if execution_id is not None:
-            held = await self._claim(execution, input, deadline_s)
-            if held is not None:
-                return await self._settled(held, execution, within_s=deadline_s)
-        return await asyncio.shield(
-            self._started(definition, execution, input, deadline_s, is_claimed=bool(execution_id))
-        )
+        definition, execution, deadline_s = await self._accept(agent_id, execution_id, timeout, priority, tenant)
+        if execution_id is None:
+            run = self._begin(definition, execution, input, deadline_s)
+            return await asyncio.shield(run.finished)
+        begun = await self._begin_once(definition, execution, input, deadline_s)
+        if isinstance(begun, Run):
+            return await asyncio.shield(begun.finished)
+        return await self._settled(begun, execution, within_s=deadline_s)
 
     async def submit(
         self,
@@ -289,37 +317,24 @@ class AgentHost:
 
         The execution is on record before this returns. If this process dies first, it is reported as `interrupted`.
         """
-        definition, execution, deadline_s = await self._accept(
-            agent_id, input, execution_id, timeout, priority, tenant
-        )
-        held = await self._claim(execution, input, deadline_s)
-        if held is not None:
-            self._same_request(held, execution)
-            return held
-        self._started(definition, execution, input, deadline_s, is_claimed=True)
-        return execution
+        definition, execution, deadline_s = await self._accept(agent_id, execution_id, timeout, priority, tenant)
+        begun = await self._begin_once(definition, execution, input, deadline_s)
+        if isinstance(begun, Run):
+            return begun.execution
+        self._same_request(begun, execution)
+        return begun
 
     async def execution(self, agent_id: str, execution_id: str, *, tenant: str | None = None) -> Execution:
         """An execution, finished or under way."""
         return await self._store.execution(tenant or "default", agent_id, execution_id)
 
     async def _accept(
-        self,
-        agent_id: str,
-        value: Any,
-        execution_id: str | None,
-        timeout: float | None,
-        priority: Priority,
-        tenant: str | None,
+        self, agent_id: str, execution_id: str | None, timeout: float | None, priority: Priority, tenant: str | None
     ) -> tuple[Definition, Execution, float]:
-        """Everything that can be refused, before anything is written."""
+        """Everything that can be refused, before anything is written; from its return on a place is taken."""
         self._bounded_timeout(timeout)
-        if self.running >= self.config.executions_max * _SHARE[priority]:
-            raise Overloaded(f"{self.running:,} executions run in this process; no more of priority {priority!r} fit.")
         tenant = tenant or "default"
         definition = await self._definition(await self._in_service(tenant, agent_id))
-        if not definition.is_async and self._threads_busy >= self.config.threads_max:
-            raise Overloaded(f"All {self.config.threads_max} threads for synchronous agents are busy.")
         execution = Execution(
             id=execution_id or self._new_id(),
             agent_id=agent_id,
@@ -328,7 +343,20 @@ class AgentHost:
             tenant=tenant,
             started_at=self._now(),
         )
+        self._take_place(definition, priority)
         return definition, execution, timeout or definition.timeout_s or self.config.timeout_s
+
+    def _take_place(self, definition: Definition, priority: Priority) -> None:
+        if self.running >= self.config.executions_max * _SHARE[priority]:
+            raise Overloaded(f"{self.running:,} executions run in this process; no more of priority {priority!r} fit.")
+        if not definition.is_async and not self._threads.reserve():
+            raise Overloaded(f"All {self.config.threads_max} threads for synchronous agents are busy.")
+        self.running += 1
+
+    def _leave_place(self, definition: Definition) -> None:
+        self.running -= 1
+        if not definition.is_async:
+            self._threads.release()
 
     def _bounded_timeout(self, timeout: float | None) -> None:
         if timeout is not None and not 0 < timeout <= self.config.timeout_max_s:
@@ -337,11 +365,77 @@ class AgentHost:
                 fix="Ask for less, or raise agents.timeout_max_s.",
             )
 
+    def _begin(self, definition: Definition, execution: Execution, value: Any, deadline_s: float) -> Run:
+        """The execution as a run of this host, which a caller who leaves does not end."""
+        run = Run(
+            definition,
+            execution,
+            value,
+            deadline_s=deadline_s,
+            config=self.config,
+            threads=self._threads,
+            clock=self._clock,
+            conclude=self._conclude,
+        )
+        run.start()
+        self.started += 1
+        key = (execution.tenant, execution.id)
+        self._runs[key] = run
+        run.finished.add_done_callback(partial(self._ended, key))
+        return run
+
+    def _ended(self, key: tuple[str, str], finished: "asyncio.Future[Execution]") -> None:
+        self.running -= 1
+        run = self._runs.pop(key)
+        if not run.task.done():
+            self._left_behind.add(run.task)
+            run.task.add_done_callback(self._left_behind.discard)
+
+    async def _begin_once(
+        self, definition: Definition, execution: Execution, value: Any, deadline_s: float
+    ) -> Run | Execution:
+        """The run of this execution id, or what the id stands for already.
+
+        To claim and to begin is one step that no leaving caller can cut in two: an id that is claimed gets its run.
+        """
+        step = asyncio.get_running_loop().create_task(self._claim_and_begin(definition, execution, value, deadline_s))
+        self._claims.add(step)
+        step.add_done_callback(self._claims.discard)
+        return await asyncio.shield(step)
+
+    async def _claim_and_begin(
+        self, definition: Definition, execution: Execution, value: Any, deadline_s: float
+    ) -> Run | Execution:
+        try:
+            held = await self._claim(execution, value, deadline_s)
+        except BaseException:
+            self._leave_place(definition)
+            raise
+        if held is not None:
+            self._leave_place(definition)
+            return held
+        run = self._begin(definition, execution, value, deadline_s)
+        reporter = asyncio.get_running_loop().create_task(self._report(run))
+        self._reporters.add(reporter)
+        reporter.add_done_callback(self._reporters.discard)
+        return run
+
     async def _claim(self, execution: Execution, value: Any, deadline_s: float) -> Execution | None:
-        """Put the execution on record under its id, with a digest that tells whether a repeat asks for the same."""
+        """Put the execution on record under its id, with a digest that tells whether a repeat asks for the same.
+
+        The claim carries a token of its own, so that it can be repeated when nobody knows whether it was committed.
+        """
         execution.input_sha256 = hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
         lease_until = self._clock.wall() + deadline_s + self.config.cancel_grace_s + self.config.lease_grace_s
-        return await self._store.claim(execution, lease_until=lease_until)
+        claim = self._new_id()
+        give_up_at = self._clock.monotonic() + self.config.journal_retry_s
+        while True:
+            try:
+                return await self._store.claim(execution, claim=claim, lease_until=lease_until)
+            except DatabaseUnavailable:
+                if self._clock.monotonic() >= give_up_at:
+                    raise
+            await self._clock.sleep(_CLAIM_RETRY_S)
 
     @staticmethod
     def _same_request(held: Execution, asked: Execution) -> None:
@@ -351,9 +445,9 @@ class AgentHost:
     async def _settled(self, held: Execution, asked: Execution, *, within_s: float) -> Execution:
         """The result of an execution that another call started: waited for, never run again."""
         self._same_request(held, asked)
-        here = self._executions.get((held.tenant, held.id))
+        here = self._runs.get((held.tenant, held.id))
         if here is not None:
-            return await asyncio.shield(here)
+            return await asyncio.shield(here.finished)
         give_up_at = self._clock.monotonic() + within_s
         pause = _POLL_FIRST_S
         while not held.is_finished and self._clock.monotonic() < give_up_at:
@@ -362,40 +456,18 @@ class AgentHost:
             held = await self._store.execution(held.tenant, held.agent_id, held.id)
         return held
 
-    def _started(
-        self, definition: Definition, execution: Execution, value: Any, deadline_s: float, *, is_claimed: bool
-    ) -> asyncio.Task[Execution]:
-        """The execution as a task of this host, which a caller who leaves does not end."""
-        key = (execution.tenant, execution.id)
-        run = self._run(definition, execution, value, deadline_s, is_claimed=is_claimed)
-        task = asyncio.get_running_loop().create_task(run)
-        self._executions[key] = task
-        self.running += 1
-        self.started += 1
-        task.add_done_callback(partial(self._ended, key))
-        return task
-
-    def _ended(self, key: tuple[str, str], task: "asyncio.Task[Execution]") -> None:
-        self.running -= 1
-        del self._executions[key]
-        if not task.cancelled():
-            task.exception()  # whoever waits gets it; an execution that nobody waits for reports through its record
-
-    async def _run(
-        self, definition: Definition, execution: Execution, value: Any, deadline_s: float, *, is_claimed: bool
-    ) -> Execution:
-        started = self._clock.monotonic()
-        context = Context(execution, self._clock, started + deadline_s)
-        reporter = asyncio.get_running_loop().create_task(self._report(execution)) if is_claimed else None
-        try:
-            outcome = await self._outcome(definition, execution, context, value, deadline_s)
-        finally:
-            if reporter is not None:
-                await stopped(reporter, within_s=self.config.cancel_grace_s)
+    async def _conclude(self, execution: Execution, outcome: Outcome) -> None:
+        """Put a result on record and tell of it."""
         execution.status, execution.output_json, execution.error = outcome.status, outcome.output_json, outcome.error
-        execution.run_ms = (self._clock.monotonic() - started) * 1000
         execution.finished_at = self._now()
-        await self._store.finish(execution)
+        try:
+            await self._store.finish(execution)
+        except BackendError as error:
+            self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, execution.status, str(error)))
+            raise ResultNotRecorded(
+                f"The execution {execution.id!r} ended as {execution.status!r}, but its result could not be stored"
+                f" ({error.message})"
+            ) from error
         self._observer.on(
             ExecutionFinished(
                 execution.agent_id,
@@ -406,62 +478,19 @@ class AgentHost:
                 execution.run_ms,
             )
         )
-        return execution
 
-    async def _outcome(
-        self, definition: Definition, execution: Execution, context: Context, value: Any, deadline_s: float
-    ) -> Outcome:
-        step = self._in_loop if definition.is_async else self._in_thread
-        task = asyncio.get_running_loop().create_task(step(definition, execution, context, value))
-        done, _ = await asyncio.wait({task}, timeout=deadline_s)
-        if not done:
-            if definition.is_async and await stopped(task, within_s=self.config.cancel_grace_s):
-                return Outcome("timeout", error=f"It ran longer than {deadline_s:g} s and was stopped.")
-            self._left_behind.add(task)
-            task.add_done_callback(self._left_behind.discard)
-            return Outcome("timeout", error=f"It ran longer than {deadline_s:g} s and has not stopped yet.")
-        if task.cancelled():
-            return Outcome("cancelled", error="It was cancelled.")
-        return task.result()
-
-    async def _in_loop(self, definition: Definition, execution: Execution, context: Context, value: Any) -> Outcome:
-        try:
-            metered = Metered(definition.make()(value, context))
-            try:
-                output = await metered
-            finally:
-                execution.cpu_ms = metered.cpu_s * 1000
-        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is its result
-            return failure(error)
-        return encoded(output, bytes_max=self.config.output_bytes_max)
-
-    async def _in_thread(self, definition: Definition, execution: Execution, context: Context, value: Any) -> Outcome:
-        self._threads_busy += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, self._call, definition, execution, context, value
-            )
-        finally:
-            self._threads_busy -= 1
-
-    def _call(self, definition: Definition, execution: Execution, context: Context, value: Any) -> Outcome:
-        started = thread_time()
-        try:
-            output = definition.make()(value, context)
-        except Exception as error:  # noqa: BLE001 - foreign code: whatever it raises is its result
-            return failure(error)
-        finally:
-            execution.cpu_ms = (thread_time() - started) * 1000
-        return encoded(output, bytes_max=self.config.output_bytes_max)
-
-    async def _report(self, execution: Execution) -> None:
+    async def _report(self, run: Run) -> None:
         """Write an execution's progress down now and then, while it runs."""
-        reported = execution.progress
-        while True:
-            await self._clock.sleep(_REPORT_S)
-            if execution.progress is not reported:
+        execution = run.execution
+        reported = None
+        while not run.finished.done():
+            await asyncio.wait({run.finished}, timeout=_REPORT_S)
+            if execution.progress is not reported and not run.finished.done():
                 reported = execution.progress
-                await self._store.report(execution)
+                try:
+                    await self._store.report(execution)
+                except BackendError:
+                    continue  # the shard's own event tells; the next report or the result will say it again
 
     def _now(self) -> float:
         # Whole microseconds, as the store keeps them: a result reads the same at once and later.
@@ -470,3 +499,9 @@ class AgentHost:
     def _new_id(self) -> str:
         # Time first, so that new rows land side by side in the index; 80 random bits after it.
         return f"{int(self._clock.wall() * 1000):012x}{os.urandom(10).hex()}"
+
+
+def _unload(loading: "asyncio.Future[Definition]") -> None:
+    """Forget what was loaded too late."""
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().unload()

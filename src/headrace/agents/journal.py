@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
 from headrace.clock import Clock
-from headrace.errors import BackendError, HeadraceError, NotOpen
+from headrace.errors import BackendError, BugError, HeadraceError, NotOpen
 
 T = TypeVar("T")
 
@@ -64,6 +64,9 @@ class Journal(Generic[T]):
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._batch_max))]
             try:
                 await self._commit(batch)
+            except Exception as error:  # noqa: BLE001 - its callers know; the others' writes must go on
+                loop = asyncio.get_running_loop()
+                loop.call_exception_handler({"message": "a journal failed to write a batch", "exception": error})
             finally:
                 for _, done in batch:
                     if not done.done():
@@ -82,6 +85,12 @@ class Journal(Generic[T]):
             # The database refused the batch for the sake of one item: find it by writing them one at a time.
             for one in batch:
                 await self._commit([one])
+        except Exception as error:
+            # A fault of ours: its own callers are told, and the next batch is written all the same.
+            bug = BugError(f"A batch of {len(batch)} could not be written: {type(error).__name__}: {error}.")
+            for _, done in batch:
+                _settle(done, bug)
+            raise
         else:
             for _, done in batch:
                 _settle(done, None)

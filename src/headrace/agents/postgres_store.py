@@ -64,8 +64,10 @@ SELECT execution_id, agent_id, version, status, tenant, output::text AS output, 
 FROM headrace_executions WHERE tenant = $1 AND execution_id = $2"""
 
 _CLAIM = """
-INSERT INTO headrace_executions (tenant, execution_id, agent_id, version, status, input_sha256, started_at,
-lease_until) VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), to_timestamp($8)) ON CONFLICT DO NOTHING"""
+INSERT INTO headrace_executions AS e
+    (tenant, execution_id, agent_id, version, status, input_sha256, started_at, claim, lease_until)
+VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8, to_timestamp($9))
+ON CONFLICT (tenant, execution_id) DO UPDATE SET claim = excluded.claim WHERE e.claim = excluded.claim"""
 
 _REPORT = """
 UPDATE headrace_executions SET status = $3, progress = $4::json
@@ -149,10 +151,12 @@ class PostgresStore:
         self._journals: dict[str, Journal[Execution]] = {}
 
     async def open(self) -> None:
-        """Bring every shard's schema up to date."""
+        """Bring every shard's schema up to date; of one that is down, when it is first reached."""
         migrations = await asyncio.to_thread(load_migrations, files("headrace.agents") / "migrations")
+        await self._database.prepare(
+            lambda node: migrate(node, migrations, clock=self._clock, observer=self._observer)
+        )
         for node in self._database.nodes.values():
-            await migrate(node, migrations, stage="pre", clock=self._clock, observer=self._observer)
             self._journals[node.name] = Journal(
                 self._write_to(node.name),
                 batch_max=self._config.journal_batch_max,
@@ -235,13 +239,13 @@ class PostgresStore:
             agent_id=agent_id, version=version, text=row.source, entrypoint=row.entrypoint, timeout_s=row.timeout_s
         )
 
-    async def claim(self, execution: Execution, *, lease_until: float) -> Execution | None:
+    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
         """Reserve the execution's id."""
         tenant = execution.tenant
         claimed = await self._database.execute(
             _CLAIM,
             *(tenant, execution.id, execution.agent_id, execution.version, execution.status, execution.input_sha256),
-            *(execution.started_at, lease_until),
+            *(execution.started_at, claim, lease_until),
             key=tenant,
         )
         if claimed:

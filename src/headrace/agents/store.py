@@ -73,8 +73,11 @@ class AgentStore(Protocol):
     async def source(self, tenant: str, agent_id: str, version: str) -> Source:
         """The source of a version."""
 
-    async def claim(self, execution: Execution, *, lease_until: float) -> Execution | None:
-        """Reserve the execution's id; None if it is ours now, else what that id stands for already."""
+    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
+        """Reserve the execution's id; None if it is ours now, else what that id stands for already.
+
+        To repeat a call with the same `claim` is safe: it is recognised as ours.
+        """
 
     async def report(self, execution: Execution) -> None:
         """Keep the progress of a claimed execution."""
@@ -94,10 +97,12 @@ def merged(parts: Sequence[Totals]) -> Totals:
 
 
 class MemoryStore:
-    """Keeps everything in this process; gone when it ends."""
+    """Keeps everything in this process, of finished executions the newest `executions_max`; gone when it ends."""
 
-    def __init__(self, *, clock: Clock) -> None:
+    def __init__(self, *, clock: Clock, executions_max: int = 10_000) -> None:
         self._clock = clock
+        self._executions_max = executions_max
+        self._claims: dict[tuple[str, str], str] = {}
         self._agents: dict[tuple[str, str], Agent] = {}
         self._versions: dict[tuple[str, str, str], Source] = {}
         self._executions: dict[tuple[str, str], tuple[Execution, float]] = {}
@@ -111,6 +116,7 @@ class MemoryStore:
         self._agents.clear()
         self._versions.clear()
         self._executions.clear()
+        self._claims.clear()
         self._totals.clear()
 
     async def deploy(self, deployment: Deployment) -> Agent:
@@ -169,12 +175,14 @@ class MemoryStore:
             raise version_not_found(agent_id, version)
         return source
 
-    async def claim(self, execution: Execution, *, lease_until: float) -> Execution | None:
+    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
         """Reserve the execution's id."""
-        held = self._executions.get((execution.tenant, execution.id))
+        key = (execution.tenant, execution.id)
+        held = self._executions.get(key)
         if held is not None:
-            return self._as_of_now(*held)
-        self._executions[execution.tenant, execution.id] = (msgspec.structs.replace(execution), lease_until)
+            return None if self._claims.get(key) == claim else self._as_of_now(*held)
+        self._executions[key] = (msgspec.structs.replace(execution), lease_until)
+        self._claims[key] = claim
         return None
 
     async def report(self, execution: Execution) -> None:
@@ -190,7 +198,10 @@ class MemoryStore:
         held = self._executions.get(key)
         if held is not None and held[0].is_finished:
             return
+        self._claims.pop(key, None)
+        self._executions.pop(key, None)
         self._executions[key] = (msgspec.structs.replace(execution), 0.0)
+        self._forget_oldest()
         agent = (execution.tenant, execution.agent_id)
         self._totals[agent] = merged([self._totals.get(agent, Totals()), counted(execution)])
 
@@ -200,6 +211,15 @@ class MemoryStore:
         if held is None or held[0].agent_id != agent_id:
             raise execution_not_found(agent_id, execution_id)
         return self._as_of_now(*held)
+
+    def _forget_oldest(self) -> None:
+        """Bound the memory: of finished executions only the newest are kept. Those under way stand in front or not
+        at all, since finishing moves an execution to the end."""
+        while len(self._executions) > self._executions_max:
+            key = next((key for key, (held, _) in self._executions.items() if held.is_finished), None)
+            if key is None:
+                return
+            del self._executions[key]
 
     def _as_of_now(self, execution: Execution, lease_until: float) -> Execution:
         if not execution.is_finished and self._clock.wall() > lease_until:

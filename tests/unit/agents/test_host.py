@@ -5,16 +5,22 @@ import asyncio
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
+from headrace.agents.execution import Execution
+from headrace.agents.store import MemoryStore
+from headrace.clock import SystemClock
 from headrace.errors import (
     AgentInvalid,
     AgentNotFound,
+    DatabaseUnavailable,
     ExecutionConflict,
     ExecutionNotFound,
     InvalidRequest,
     Overloaded,
+    ResultNotRecorded,
     VersionConflict,
     VersionNotFound,
 )
+from headrace.events import AgentDeployed, ExecutionNotRecorded
 
 ECHO = "async def Agent(input, context): return input"
 GATED = """
@@ -94,11 +100,12 @@ async def test_an_agent_that_will_not_stop_is_left_behind():
     """Whoever swallows the cancellation is reported after the grace, and does not hold its caller."""
     text = """
 import asyncio
+gate = asyncio.Event()
 class Agent:
     async def execute(self, input, context):
-        for _ in range(20):
+        while not gate.is_set():
             try:
-                await asyncio.sleep(0.05)
+                await gate.wait()
             except asyncio.CancelledError:
                 continue
 """
@@ -107,6 +114,7 @@ class Agent:
         execution = await host.execute("a", None, timeout=0.05)
         assert execution.status == "timeout"
         assert "has not stopped yet" in execution.error
+        module_of(host).gate.set()
 
 
 async def test_the_same_execution_id_runs_once():
@@ -270,3 +278,154 @@ async def test_least_recently_used_definitions_are_unloaded():
             await host.deploy(name, ECHO, version="1.0.0")
         assert len(host._definitions) == 2
         assert (await host.execute("a", 5)).output == 5
+
+
+@pytest.mark.parametrize("kind", ["async def", "class"])
+async def test_an_agent_that_exits_fails_alone(kind):
+    """sys.exit in an agent is its own failure; the host and the others go on."""
+    text = "import sys\nasync def Agent(input, context): sys.exit(3)"
+    if kind == "class":
+        text = "import sys\nclass Agent:\n    def execute(self, input, context): sys.exit(3)"
+    async with AgentHost() as host:
+        await host.deploy("a", text, version="1.0.0")
+        await host.deploy("b", ECHO, version="1.0.0")
+        execution = await host.execute("a", None)
+        assert (execution.status, execution.error) == ("failed", "SystemExit: 3")
+        assert (await host.execute("b", 1)).output == 1
+
+
+async def test_closing_lets_short_executions_end_and_interrupts_long_ones():
+    """Both are on record before the store closes, so a client who was told 202 learns what became of it."""
+    kept = {}
+
+    class Store(MemoryStore):
+        async def finish(self, execution):
+            kept[execution.id] = execution.status
+
+    text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(input)"
+    host = AgentHost(AgentsConfig(drain_s=0.2, cancel_grace_s=0.1))
+    host._store = Store(clock=SystemClock())
+    async with host:
+        await host.deploy("a", text, version="1.0.0")
+        short = await host.submit("a", 0.05)
+        long = await host.submit("a", 60)
+    assert kept == {short.id: "completed", long.id: "interrupted"}
+
+
+async def test_closing_is_bounded_even_for_agents_that_never_stop():
+    """Whoever swallows every cancellation is interrupted on record, and does not hold the host."""
+    text = """
+import asyncio
+released = False
+class Agent:
+    async def execute(self, input, context):
+        while not released:
+            try:
+                await asyncio.sleep(0.02)
+            except asyncio.CancelledError:
+                continue
+"""
+    async with asyncio.timeout(5):
+        async with AgentHost(AgentsConfig(drain_s=0.05, cancel_grace_s=0.05)) as host:
+            await host.deploy("a", text, version="1.0.0")
+            submitted = await host.submit("a", None)
+            module, run = module_of(host), host._runs["default", submitted.id]
+    assert run.execution.status == "interrupted"
+    module.released = True
+    await run.task
+
+
+async def test_threads_are_never_oversubscribed():
+    """Of many synchronous executions at once as many run as there are threads; the rest is refused at once."""
+    text = (
+        "import threading\ngate = threading.Event()\n"
+        "class Agent:\n    def execute(self, input, context):\n        gate.wait(10)\n        return 1"
+    )
+    async with AgentHost(AgentsConfig(threads_max=3)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        calls = [asyncio.create_task(host.execute("a", n)) for n in range(20)]
+        while sum(call.done() for call in calls) < 17:
+            await asyncio.sleep(0.001)
+        module_of(host).gate.set()
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(result, Overloaded) for result in results) == 17
+        assert host.running == 0
+        assert (await host.execute("a", 1)).status == "completed"
+
+
+async def test_a_source_that_does_not_finish_loading_is_refused():
+    """It is given up after its time, and other deployments go on meanwhile."""
+    text = "import threading\nthreading.Event().wait(0.5)\n" + ECHO
+    async with AgentHost(AgentsConfig(load_timeout_s=0.05)) as host:
+        slow = asyncio.create_task(host.deploy("slow", text, version="1.0.0"))
+        await host.deploy("a", ECHO, version="1.0.0")
+        with pytest.raises(AgentInvalid, match=r"not loaded after 0\.05 s"):
+            await slow
+        with pytest.raises(AgentNotFound):
+            await host.execute("slow", None)
+
+
+async def test_an_id_whose_caller_left_while_it_was_claimed_still_runs():
+    """A claimed id always gets its run: the next caller finds a result, not a lease to wait for."""
+    claiming, gate = asyncio.Event(), asyncio.Event()
+
+    class Store(MemoryStore):
+        async def claim(self, execution, *, claim, lease_until):
+            held = await super().claim(execution, claim=claim, lease_until=lease_until)
+            claiming.set()
+            await gate.wait()
+            return held
+
+    host = AgentHost()
+    host._store = Store(clock=SystemClock())
+    async with host:
+        await host.deploy("a", ECHO, version="1.0.0")
+        caller = asyncio.create_task(host.execute("a", 5, execution_id="e"))
+        await claiming.wait()
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        gate.set()
+        assert (await host.execute("a", 5, execution_id="e")).output == 5
+        assert host.running == 0
+
+
+async def test_a_result_that_cannot_be_stored_is_told_to_everybody():
+    """The caller learns that it ran, the observer that a record is missing."""
+    events = []
+
+    class Notes:
+        def on(self, event):
+            events.append(event)
+
+    class Store(MemoryStore):
+        async def finish(self, execution):
+            raise DatabaseUnavailable("away")
+
+    host = AgentHost(observer=Notes())
+    host._store = Store(clock=SystemClock())
+    async with host:
+        await host.deploy("a", ECHO, version="1.0.0")
+        with pytest.raises(ResultNotRecorded, match="completed"):
+            await host.execute("a", 5)
+    assert [type(event) for event in events] == [AgentDeployed, ExecutionNotRecorded]
+
+
+async def test_deploying_the_same_version_again_leaks_nothing():
+    """The module that is replaced is forgotten."""
+    import sys
+
+    async with AgentHost() as host:
+        before = sum(name.startswith("headrace_agent") for name in sys.modules)
+        for _ in range(5):
+            await host.deploy("a", ECHO, version="1.0.0")
+        assert sum(name.startswith("headrace_agent") for name in sys.modules) == before + 1
+
+
+async def test_the_memory_of_a_host_without_database_is_bounded():
+    """Of finished executions only the newest are kept."""
+    store = MemoryStore(clock=SystemClock(), executions_max=3)
+    for index in range(5):
+        await store.finish(Execution(id=str(index), agent_id="a", version="1.0.0", status="completed"))
+    with pytest.raises(ExecutionNotFound):
+        await store.execution("default", "a", "1")
+    assert (await store.execution("default", "a", "4")).id == "4"

@@ -42,6 +42,7 @@ CREATE TABLE headrace_executions (
     memory_bytes bigint,
     started_at   timestamptz,
     finished_at  timestamptz,
+    claim        text,         -- the token of whoever claimed the id
     lease_until  timestamptz,  -- an unfinished row past it belongs to a process that died
     PRIMARY KEY (tenant, execution_id)
 );

@@ -149,6 +149,8 @@ GOOD_TREES = [
             "src/headrace/supervisor.py": "load(f'headrace.rules.{name}')\n",
             "src/headrace/worker.py": "",
             "src/headrace/rules/heap.py": "",
+            "src/headrace/cache/django.py": "",
+            "docs/guides/django.md": "Set `BACKEND` to `headrace.cache.django.HeadraceCache`.",
         },
     ),
     (

@@ -1,15 +1,15 @@
 """The envelope around every value in the shared tier. Whatever comes back from there is untrusted bytes.
 
     2 magic "hr" | 1 version | 1 flags | 4 check | 8 created_ms | 8 fresh_ms | 8 stale_ms | 4 load_us | 8 version |
-    2 tags length | tags | payload | 32 HMAC-SHA256, if signed
+    2 tags length | body: tags, payload
 
 `check` is a CRC-32 over the key, the flags and everything after it: a flipped bit, a cut tail or an entry copied to
-another key is noticed. With a signing key an HMAC over the same bytes takes the place of trust; which one is required
-is decided by the configuration alone, never by the bytes. Anything odd is a `Rejected` with its reason, not an
-exception: it becomes a miss.
+another key is noticed. With keys configured a seal is put around the body, which keeps out those who can write to the
+server, and `check` covers the entry's place alone: over what is encrypted it would confirm a guess. Whether a seal is
+required, and which, is decided by the configuration, never by the bytes. Anything odd is a `Rejected` with its reason,
+not an exception: it becomes a miss.
 """
 
-import hmac
 import struct
 import sys
 import zlib
@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from headrace.cache.seal import ENCRYPTED, SIGNED, Seal
+from headrace.cache.seal import Rejected as Rejected  # what `open` answers with belongs to its door
 from headrace.errors import UnencodableValue
 
 if sys.version_info >= (3, 14):
@@ -32,12 +34,12 @@ HEAD_BYTES = _HEADER.size
 """How much of an entry `version_in` needs."""
 _CHECKED_FROM = 8
 _SERIALIZER_MASK = 0x03
-_MAC_BYTES = 32
 _COMPRESSED = 0x10
-_SIGNED = 0x20
+_SEALED = SIGNED | ENCRYPTED
+_KINDS = {0: "plain", SIGNED: "signed", ENCRYPTED: "encrypted"}
 _SERIALIZER_IDS = {"msgpack": 0, "json": 1, "raw": 2}
 _SERIALIZERS = {number: name for name, number in _SERIALIZER_IDS.items()}
-_KNOWN_FLAGS = _COMPRESSED | _SIGNED | 0x03
+_KNOWN_FLAGS = _COMPRESSED | _SEALED | 0x03
 _LOAD_US_MAX = 2**32 - 1
 _PLAIN = (type(None), bool, int, float, str, bytes)
 
@@ -59,27 +61,21 @@ class Envelope(msgspec.Struct, frozen=True):
     tags: Tags = ()
 
 
-class Rejected(msgspec.Struct, frozen=True):
-    """Bytes that are not a trustworthy entry for the key."""
-
-    reason: str
-
-
 class Codec:
-    """Seals values into envelopes and opens them again, for one configuration of size, compression and signing."""
+    """Seals values into envelopes and opens them again, for one configuration of size, compression and seal."""
 
-    __slots__ = ("_compress_min", "_decode_any", "_decoders", "_key", "_tags_decoder", "_value_bytes_max")
+    __slots__ = ("_compress_min", "_decode_any", "_decoders", "_seal", "_tags_decoder", "_value_bytes_max")
 
     def __init__(
         self,
         *,
         compress_min: int | None = 1024,
         value_bytes_max: int = 16 * 1024 * 1024,
-        signing_key: bytes | None = None,
+        seal: Seal | None = None,
     ) -> None:
         self._compress_min = value_bytes_max + 1 if compress_min is None else compress_min
         self._value_bytes_max = value_bytes_max
-        self._key = signing_key
+        self._seal = seal
         self._decoders: dict[tuple[int, Any], Any] = {}
         self._decode_any = msgspec.msgpack.Decoder().decode
         self._tags_decoder = msgspec.msgpack.Decoder(Tags)
@@ -95,31 +91,19 @@ class Codec:
             packed = zstd.compress(payload, level=1)
             if len(packed) < len(payload):
                 payload, flags = packed, flags | _COMPRESSED
-        if self._key is not None:
-            flags |= _SIGNED
         tags = msgspec.msgpack.encode(envelope.tags) if envelope.tags else b""
         if len(tags) > 0xFFFF:
             raise UnencodableValue(
                 f"The tags of {key!r} take {len(tags)} bytes; at most 65535 fit.", fix="Use fewer tags."
             )
-        header = _HEADER.pack(
-            MAGIC,
-            VERSION,
-            flags,
-            0,
-            envelope.created_ms,
-            envelope.fresh_ms,
-            envelope.stale_ms,
-            min(envelope.load_us, _LOAD_US_MAX),
-            envelope.version,
-            len(tags),
-        )
+        if self._seal is not None:
+            place = self._seal.place(key)
+            head = _head(envelope, flags | self._seal.flag, zlib.crc32(place), len(tags))
+            return self._seal.close(place, head, tags + payload)
+        header = _head(envelope, flags, 0, len(tags))
         checked = b"".join((header[_CHECKED_FROM:], tags, payload))
         check = zlib.crc32(checked, zlib.crc32(key.encode(), flags))
-        sealed = b"".join((header[:4], check.to_bytes(4, "little"), checked))
-        if self._key is not None:
-            sealed += self._mac(key, sealed)
-        return sealed
+        return b"".join((header[:4], check.to_bytes(4, "little"), checked))
 
     def open(self, key: str, data: bytes, type: Any = Any) -> Envelope | Rejected:
         """The envelope in `data`, or why it is none that `key` may have. Never raises for what the bytes are."""
@@ -129,25 +113,27 @@ class Codec:
         magic, version, flags, check, created, fresh, stale, load_us, number, tags_len = _HEADER.unpack_from(data)
         if magic != MAGIC or version != VERSION or flags & ~_KNOWN_FLAGS:
             return Rejected("not written by this version of headrace")
-        if self._key is not None or flags & _SIGNED:
-            reason = self._distrust(key, data, flags)
-            if reason is not None:
-                return Rejected(reason)
-            data = data[:-_MAC_BYTES]
-        if zlib.crc32(data[_CHECKED_FROM:], zlib.crc32(key.encode(), flags)) != check:
+        start = HEAD_BYTES
+        if self._seal is not None or flags & _SEALED:
+            body = self._unsealed(key, data, flags, check)
+            if isinstance(body, Rejected):
+                return body
+            data, start = body, 0
+        elif zlib.crc32(data[_CHECKED_FROM:], zlib.crc32(key.encode(), flags)) != check:
             return Rejected("altered, cut, or written for another key")
-        start = HEAD_BYTES + tags_len
+        tags_end = start + tags_len
         try:
-            tags = self._tags_decoder.decode(data[HEAD_BYTES:start]) if tags_len else ()
-            payload = self._payload(data[start:], flags)
+            tags = self._tags_decoder.decode(data[start:tags_end]) if tags_len else ()
+            payload = self._payload(data[tags_end:], flags)
             # The commonest entry by far, msgpack without a type, is not looked up.
             value = (
                 self._decode_any(payload)
                 if type is Any and not flags & _SERIALIZER_MASK
                 else self._decode(payload, flags & _SERIALIZER_MASK, type)
             )
-        except (msgspec.MsgspecError, zstd.ZstdError, UnicodeDecodeError) as error:
-            return Rejected(f"not readable: {error}")
+        except (msgspec.MsgspecError, zstd.ZstdError, UnicodeDecodeError, RecursionError) as error:
+            # The message may quote the value, and reasons are logged.
+            return Rejected(f"not readable: {error.__class__.__name__ if flags & ENCRYPTED else error}")
         return Envelope(value, created, fresh, stale, load_us, number, tags)
 
     def _payload(self, payload: bytes, flags: int) -> bytes:
@@ -162,19 +148,16 @@ class Codec:
             raise msgspec.DecodeError("larger than value_bytes_max")
         return payload
 
-    def _distrust(self, key: str, data: bytes, flags: int) -> str | None:
-        if self._key is None:
-            return "signed, but no signing key is configured"
-        if not flags & _SIGNED or len(data) < HEAD_BYTES + _MAC_BYTES:
-            return "not signed"
-        if not hmac.compare_digest(self._mac(key, data[:-_MAC_BYTES]), data[-_MAC_BYTES:]):
-            return "signature does not match"
-        return None
-
-    def _mac(self, key: str, data: bytes) -> bytes:
-        assert self._key is not None
-        encoded = key.encode()
-        return hmac.digest(self._key, len(encoded).to_bytes(4, "little") + encoded + data, "sha256")
+    def _unsealed(self, key: str, data: bytes, flags: int, check: int) -> bytes | Rejected:
+        """The body, if it has the seal that is required here, whatever the entry says of itself."""
+        seal = self._seal
+        if seal is None or flags & _SEALED != seal.flag:
+            found = _KINDS.get(flags & _SEALED, "of no known kind")
+            return Rejected(f"{found}, where only {seal.kind if seal else 'plain'} entries are accepted")
+        place = seal.place(key)
+        if zlib.crc32(place) != check:
+            return Rejected("written for another key or namespace")
+        return seal.open(place, data, HEAD_BYTES)
 
     def _decoder(self, number: int, type: Any) -> Any:
         """A decoder for the format and type; kept, because making one costs more than using it."""
@@ -229,6 +212,21 @@ class Codec:
             " or unequal to itself.",
             fix="Pass `type=` (or annotate the return type of the cached function), or cache plain containers.",
         )
+
+
+def _head(envelope: Envelope, flags: int, check: int, tags_len: int) -> bytes:
+    return _HEADER.pack(
+        MAGIC,
+        VERSION,
+        flags,
+        check,
+        envelope.created_ms,
+        envelope.fresh_ms,
+        envelope.stale_ms,
+        min(envelope.load_us, _LOAD_US_MAX),
+        envelope.version,
+        tags_len,
+    )
 
 
 def version_in(head: bytes) -> int | None:

@@ -1,15 +1,42 @@
 """What a cache can be told, as two frozen dataclasses: one for each tier."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from headrace.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
+KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
+SECRET_BYTES_MIN = 16
+VALUE_BYTES_LIMIT = 512 * 1024 * 1024
+
 
 def _require(rule: bool, message: str) -> None:  # noqa: FBT001 - reads as a sentence at each call
     if not rule:
         raise ConfigError(message)
+
+
+def _check_keys(name: str, keys: Any) -> None:
+    """Refuse what is no keyring. No id is shown unless it is one: it may be a secret in the wrong place."""
+    if keys is None:
+        return
+    _require(
+        isinstance(keys, Mapping) and len(keys) > 0,
+        f"RemoteConfig.{name} must be a mapping of at least one id to its secret; None turns it off.",
+    )
+    for number, (key_id, secret) in enumerate(keys.items(), start=1):
+        _require(
+            isinstance(key_id, str) and KEY_ID.fullmatch(key_id) is not None,
+            f"The id of key {number} in RemoteConfig.{name} must be 1 to 32 letters, digits, dots, - or _.",
+        )
+        _require(
+            isinstance(secret, str) and len(secret.encode()) >= SECRET_BYTES_MIN,
+            f"RemoteConfig.{name}[{key_id!r}] must be text of at least {SECRET_BYTES_MIN} bytes;"
+            " anything shorter is no secret.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +90,12 @@ class RemoteConfig:
     """Largest payload that is written, read or unpacked; anything larger is refused."""
     signing_key: str | None = field(default=None, repr=False)
     """Secret of at least 16 bytes. With it every entry carries an HMAC-SHA256 and unsigned or altered ones are
-    misses."""
+    misses. The same as `signing_keys={"1": ...}`."""
+    signing_keys: Mapping[str, str] | None = field(default=None, repr=False, hash=False)
+    """Secrets by id, in order: the first one signs, all are accepted. For rotation."""
+    encryption_keys: Mapping[str, str] | None = field(default=None, repr=False, hash=False)
+    """Secrets by id, in order: the first one encrypts, all decrypt. With them every entry is encrypted with
+    AES-256-GCM, and plain, only signed or altered ones are misses. Needs `pip install 'headrace[encryption]'`."""
     reconnect_wait_max: float = 5.0
     """Seconds between attempts to reconnect, at most; the first ones come sooner."""
     deferred_max: int = 10_000
@@ -101,15 +133,24 @@ class RemoteConfig:
             self.compress_min is None or self.compress_min >= 0,
             f"RemoteConfig.compress_min is {self.compress_min}; it must be 0 or more bytes, or None.",
         )
-        key = self.signing_key_bytes
         _require(
-            key is None or len(key) >= 16, "RemoteConfig.signing_key is shorter than 16 bytes; that is no secret."
+            self.value_bytes_max <= VALUE_BYTES_LIMIT,
+            f"RemoteConfig.value_bytes_max is {self.value_bytes_max}; Redis holds at most {VALUE_BYTES_LIMIT} bytes.",
         )
-
-    @property
-    def signing_key_bytes(self) -> bytes | None:
-        """The signing key as bytes."""
-        return self.signing_key.encode() if self.signing_key is not None else None
+        _require(
+            self.signing_key is None or len(self.signing_key.encode()) >= SECRET_BYTES_MIN,
+            f"RemoteConfig.signing_key is shorter than {SECRET_BYTES_MIN} bytes; that is no secret.",
+        )
+        _check_keys("signing_keys", self.signing_keys)
+        _check_keys("encryption_keys", self.encryption_keys)
+        given = [
+            name for name in ("signing_key", "signing_keys", "encryption_keys") if getattr(self, name) is not None
+        ]
+        if len(given) > 1:
+            raise ConfigError(
+                f"RemoteConfig has {' and '.join(given)}; an entry has one seal.",
+                fix="Keep one of them. What is encrypted needs no signature: AES-GCM notices every change by itself.",
+            )
 
     @property
     def address(self) -> str:

@@ -9,18 +9,18 @@ namespace is cleared on return.
 import asyncio
 import enum
 import random
-import re
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Final, cast
 
 from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Tags
 from headrace.cache.config import RemoteConfig
+from headrace.cache.deferred import Deferred
 from headrace.cache.entry import FOREVER
 from headrace.cache.keyspace import Keyspace
 from headrace.cache.lease import Claim, Lease, Leases, Right
 from headrace.cache.near import Near
-from headrace.cache.policy import glob_pattern
 from headrace.cache.remote import Remote, RemoteWatcher
+from headrace.cache.seal import seal_of
 from headrace.cache.statistics import Counts
 from headrace.cache.tracking import OwnWrites, Tracking
 from headrace.clock import Clock
@@ -31,7 +31,8 @@ GENERATION_CHECK_S = 1.0
 """How long another process's `clear` may go unnoticed when no invalidation channel stands."""
 TAG_TTL_MS = 30 * 24 * 3600 * 1000
 """A tag's token outlives its last use by this; its loss only makes the tag's entries misses."""
-PATTERNS_MAX = 64
+GENERATIONS_MAX = 5
+"""How often a change is made again because others have just begun a new generation; then it is owed."""
 CLEARED = b"c"
 """Begins a generation that `clear` made."""
 FOUND_EMPTY = b"e"
@@ -73,7 +74,7 @@ class SharedTier(RemoteWatcher):
         self._codec = Codec(
             compress_min=config.compress_min,
             value_bytes_max=config.value_bytes_max,
-            signing_key=config.signing_key_bytes,
+            seal=seal_of(config, namespace=namespace),
         )
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
@@ -126,6 +127,11 @@ class SharedTier(RemoteWatcher):
     def is_available(self) -> bool:
         """Whether calls are answered now."""
         return self._remote.is_available
+
+    @property
+    def unheard_s(self) -> float | None:
+        """How long a change may go unheard that the server does not tell of; None: it tells of none anyway."""
+        return self._config.degraded_ttl if self._config.tracking else None
 
     def on_node_up(self, name: str) -> None:
         """A node can be called: what is owed to it is delivered now."""
@@ -278,8 +284,12 @@ class SharedTier(RemoteWatcher):
         """Store entries; whether each was taken. Loads under way in other processes cannot overwrite them."""
         if self.keyspace.generation is None:
             return [self.drop(entry.key, "the tier is away") for entry in entries]
-        replies = await self._send(entries)
-        return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
+        for _ in range(GENERATIONS_MAX):
+            replies, is_current = await self._send(entries)
+            if is_current:
+                return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
+            await self._learn_generation()
+        return [self.drop(entry.key, "the namespace is cleared over and over") for entry in entries]
 
     async def deliver(self, entries: "Sequence[Sealed]") -> list[bool]:
         """As `write`, for entries that are kept and tried again if they are not taken."""
@@ -290,7 +300,11 @@ class SharedTier(RemoteWatcher):
         # the server lost its data is.
         cleared = generation.startswith(CLEARED)
         current = [entry for entry in entries if not cleared or entry.generation == generation]
-        replies = dict(zip((entry.key for entry in current), await self._send(current), strict=True))
+        answers, is_current = await self._send(current)
+        if not is_current:
+            await self._learn_generation()
+            return [False] * len(entries)
+        replies = dict(zip((entry.key for entry in current), answers, strict=True))
         for key, reply in replies.items():
             if not isinstance(reply, BaseException):
                 self._deferred.keys.discard(key)
@@ -304,7 +318,12 @@ class SharedTier(RemoteWatcher):
             return False
         return not isinstance(current, Envelope) or current.created_ms < mine.created_ms
 
-    async def _send(self, entries: "Sequence[Sealed]") -> list[Any]:
+    async def _send(self, entries: "Sequence[Sealed]") -> tuple[list[Any], bool]:
+        """The replies, and whether they are about the generation that others read; that is believed when it cannot be
+        known, because in a Cluster another node would have to be asked."""
+        if not entries:
+            return [], True
+        generation = self.keyspace.generation
         commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
         for entry in entries:
             name, lease = self.keyspace.name(entry.key), self.keyspace.lease(entry.key)
@@ -312,7 +331,9 @@ class SharedTier(RemoteWatcher):
             commands.append((name, ("UNLINK", lease)))
             life = () if entry.life_ms is None else ("PX", entry.life_ms)
             commands.append((name, ("SET", name, entry.data, *life)))
-        return (await self._remote.call_each(commands))[1::2]
+        commands.append((self.keyspace.generation_key, ("GET", self.keyspace.generation_key)))
+        *replies, current = await self._remote.call_each(commands)
+        return replies[1::2], isinstance(current, CacheUnavailable) or current == generation
 
     def _written(self, key: str, reply: Any) -> bool:
         if isinstance(reply, BaseException):
@@ -391,13 +412,18 @@ class SharedTier(RemoteWatcher):
         self._deferred.add_pattern(glob)
         if self.keyspace.generation is None:
             return 0
-        try:
-            removed = await self._remote.unlink_matching(self.keyspace.entries(glob), self.keyspace.matcher(glob))
-        except CacheUnavailable:
-            self._counts.add("remote_errors")
-            return 0
-        self._deferred.patterns.pop(glob, None)
-        return removed
+        for _ in range(GENERATIONS_MAX):
+            generation = self.keyspace.generation
+            try:
+                removed = await self._remote.unlink_matching(self.keyspace.entries(glob), self.keyspace.matcher(glob))
+                if await self._is_current(generation):
+                    self._deferred.patterns.pop(glob, None)
+                    return removed
+            except CacheUnavailable:
+                break
+            await self._learn_generation()
+        self._counts.add("remote_errors")
+        return 0
 
     async def forget_tags(self, tags: Iterable[str]) -> None:
         """Give tags new tokens: every entry written with the old ones is a miss from now on, everywhere."""
@@ -413,15 +439,33 @@ class SharedTier(RemoteWatcher):
     async def _deliver_keys(self, keys: Sequence[str]) -> int | None:
         for key in keys:
             self._own.forget(key)
-        leases = [self.keyspace.lease(key) for key in keys]
-        names = [self.keyspace.name(key) for key in keys]
-        try:
-            # Leases first: once the entry is gone nobody may still have the right to write the old value back.
-            _, removed = await asyncio.gather(self._remote.unlink(leases), self._remote.unlink(names))
-        except CacheUnavailable:
-            return None
-        self._deferred.keys.difference_update(keys)
-        return removed
+        for _ in range(GENERATIONS_MAX):
+            leases = [self.keyspace.lease(key) for key in keys]
+            names = [self.keyspace.name(key) for key in keys]
+            try:
+                # Leases first: once the entry is gone nobody may still have the right to write the old value back.
+                _, removed, is_current = await asyncio.gather(
+                    self._remote.unlink(leases),
+                    self._remote.unlink(names),
+                    self._is_current(self.keyspace.generation),
+                )
+            except CacheUnavailable:
+                return None
+            if is_current:
+                self._deferred.keys.difference_update(keys)
+                return removed
+            await self._learn_generation()
+        return None
+
+    async def _is_current(self, generation: bytes | None) -> bool:
+        """Whether no `clear` or flush began a new generation that this process has not heard of.
+
+        Asked together with every change: one that was made under old names is not seen by those who read the new ones.
+        If the answer is yes, whoever enters a newer generation does it after this change began.
+        """
+        name = self.keyspace.generation_key
+        current: Any = await self._remote.call(name, "GET", name)
+        return bool(current == generation)
 
     async def _deliver_tags(self, tags: Sequence[str]) -> None:
         names = [self.keyspace.tag(tag) for tag in tags]
@@ -442,6 +486,8 @@ class SharedTier(RemoteWatcher):
             self._counts.add("remote_errors")
             return
         self.keyspace.enter(generation)
+        # What was written under the old names while the answer was on its way is in memory only.
+        self._near.forget_all()
         self._deferred.clear()
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
@@ -502,59 +548,3 @@ class Sealed:
         self.life_ms = life_ms
         self.version = version
         self.generation = generation
-
-
-class Deferred:
-    """Invalidations that the tier has not confirmed yet."""
-
-    __slots__ = ("_keys_max", "everything", "keys", "patterns", "tags")
-
-    def __init__(self, keys_max: int) -> None:
-        self._keys_max = keys_max
-        self.keys: set[str] = set()
-        self.tags: set[str] = set()
-        self.patterns: dict[str, re.Pattern[str]] = {}
-        self.everything = False
-
-    @property
-    def is_owed(self) -> bool:
-        """Whether anything is."""
-        return bool(self.keys or self.everything or self.patterns or self.tags)
-
-    def covers(self, key: str) -> bool:
-        """Whether what the tier says about `key` may not be believed."""
-        if self.everything or key in self.keys:
-            return True
-        return any(pattern.match(key) for pattern in self.patterns.values())
-
-    def add_keys(self, keys: Iterable[str]) -> None:
-        """Keep keys; too many become a `clear`."""
-        self.keys.update(keys)
-        if len(self.keys) > self._keys_max:
-            self.clear()
-            self.everything = True
-
-    def add_tags(self, tags: Iterable[str]) -> None:
-        """Keep tags; too many become a `clear`."""
-        self.tags.update(tags)
-        if len(self.tags) > self._keys_max:
-            self.clear()
-            self.everything = True
-
-    def add_pattern(self, glob: str) -> None:
-        """Keep a pattern; too many become a `clear`."""
-        self.patterns[glob] = glob_pattern(glob)
-        if len(self.patterns) > PATTERNS_MAX:
-            self.clear()
-            self.everything = True
-
-    def clear(self) -> None:
-        """Nothing is owed any more."""
-        self.keys.clear()
-        self.tags.clear()
-        self.patterns.clear()
-        self.everything = False
-
-    def names(self) -> list[str]:
-        """What is owed, for people."""
-        return [*self.keys, *(f"tag {tag}" for tag in self.tags), *self.patterns, *(["*"] if self.everything else [])]

@@ -12,9 +12,9 @@ SCAN_MAX: Final = 1024
 class EvictionPolicy:
     """Keeps nodes in an order and names the next one to go.
 
-    A policy sees neither keys nor values, neither clock nor bounds: the cache says what is inserted, hit and removed, and
-    asks for a victim before each insertion that would not fit. The share of a queue is a share of what is there, so the
-    same code serves any bound, in entries or in weight, and needs no word when a bound changes.
+    A policy sees neither keys nor values, neither clock nor bounds: the cache says what is inserted, hit and removed,
+    and asks for a victim before each insertion that would not fit. The share of a queue is a share of what is there,
+    so the same code serves any bound, in entries or in weight, and needs no word when a bound changes.
     """
 
     __slots__ = ()

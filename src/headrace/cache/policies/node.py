@@ -1,27 +1,30 @@
 """What a policy orders: nodes in queues. Every operation is O(1) and allocates nothing.
 
-The links live in the nodes themselves, so a queue costs no memory of its own, removal from the middle needs no search, and
-no code of a key (`__eq__`, `__hash__`) ever runs while a policy rearranges its queues.
+The links live in the nodes themselves, so a queue costs no memory of its own, removal from the middle needs no search,
+and no code of a key (`__eq__`, `__hash__`) ever runs while a policy rearranges its queues.
 """
 
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from headrace.errors import BugError
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 MASK_32: Final = 0xFFFFFFFF
 
 
-def spread(key_hash: int) -> int:
+def spread(key_hash: int) -> "i64":
     """Mix a Python hash into 32 well spread bits, never negative.
 
     Python's hash of an int is the int itself; sampling and counting by hash need bits that look random. Two rounds of
     xor-shift and multiply, after T. Mueller; the factor keeps products below 2**62, where mypyc's integers are fast.
     """
-    mixed = (key_hash ^ (key_hash >> 32)) & MASK_32
-    mixed = ((mixed ^ (mixed >> 16)) * 0x119DE1F3) & MASK_32
-    mixed = ((mixed ^ (mixed >> 16)) * 0x119DE1F3) & MASK_32
-    return mixed ^ (mixed >> 16)
+    low: i64 = (key_hash ^ (key_hash >> 32)) & MASK_32
+    low = ((low ^ (low >> 16)) * 0x119DE1F3) & MASK_32
+    low = ((low ^ (low >> 16)) * 0x119DE1F3) & MASK_32
+    return low ^ (low >> 16)
 
 
 class Link:
@@ -42,8 +45,8 @@ class Queue:
     def __init__(self) -> None:
         self.ring = Link()
         """Both ends: newer than it is the oldest node, older than it the newest."""
-        self.count = 0
-        self.weight = 0
+        self.count: i64 = 0
+        self.weight: i64 = 0
 
     def push(self, node: "Node") -> None:
         """Add a node that is in no queue, as the newest."""
@@ -119,14 +122,14 @@ class Node(Link):
 
     __slots__ = ("count", "hash", "marks", "queue", "weight")
 
-    def __init__(self, key_hash: int, weight: int) -> None:
+    def __init__(self, key_hash: "i64", weight: "i64") -> None:
         self.newer = NOWHERE
         self.older = NOWHERE
         self.queue = NO_QUEUE
-        self.hash = key_hash
+        self.hash: i64 = key_hash
         """32 spread bits of the key's hash. Two keys may share them."""
-        self.weight = weight
-        self.marks = 0
+        self.weight: i64 = weight
+        self.marks: i64 = 0
         """What the policy in charge notes: a visited bit, a small number of visits."""
-        self.count = 0
+        self.count: i64 = 0
         """What `Frequencies` notes; it outlives a change of policy."""

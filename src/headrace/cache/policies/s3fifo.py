@@ -15,10 +15,10 @@ PROMOTED_FROM: Final = 2
 class S3Fifo(EvictionPolicy):
     """A small queue on probation, a main queue, and a memory of what left the small one; all first in, first out.
 
-    Intuition: most new papers are never looked at again, so let a tenth of the desk see them off quickly, and let those
-    that were wanted more than once stay on the rest of it. Source: Yang et al., FIFO Queues are All You Need for Cache
-    Eviction, SOSP 2023; thresholds, shares and order of steps are those of the authors' libCacheSim. While nothing had to
-    go yet, nine of ten arrivals go straight to the main queue (libCacheSim: all but the first tenth).
+    Intuition: most new papers are never looked at again, so let a tenth of the desk see them off quickly, and let
+    those that were wanted more than once stay on the rest of it. Source: Yang et al., FIFO Queues are All You Need for
+    Cache Eviction, SOSP 2023; thresholds, shares and order of steps are those of the authors' libCacheSim. While
+    nothing had to go yet, nine of ten arrivals go straight to the main queue (libCacheSim: all but the first tenth).
     """
 
     __slots__ = ("_filling", "_ghost", "_main", "_small")
@@ -34,9 +34,7 @@ class S3Fifo(EvictionPolicy):
         node.marks = 0
         small = self._small
         main = self._main
-        if self._ghost.take(node.hash):
-            main.push(node)
-        elif self._filling and small.weight * 10 > small.weight + main.weight:
+        if self._ghost.take(node.hash) or (self._filling and small.weight * 10 > small.weight + main.weight):
             main.push(node)
         else:
             small.push(node)
@@ -51,7 +49,7 @@ class S3Fifo(EvictionPolicy):
         node.queue.remove(node)
 
     def evict(self) -> Node:
-        """From a main queue above nine tenths the oldest without a visit, else from the small one the oldest with few."""
+        """From a main queue above nine tenths the oldest not visited, else from the small one the oldest with few visits."""
         self._filling = False
         small = self._small
         main = self._main

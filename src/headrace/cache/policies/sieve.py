@@ -11,8 +11,8 @@ from headrace.errors import BugError
 class Sieve(EvictionPolicy):
     """Keeps the order of arrival; a hand moves from old to new, spares what was visited, takes the first that was not.
 
-    Intuition: papers are judged where they lie, nothing is ever moved. Source: Zhang et al., SIEVE is Simpler than LRU,
-    NSDI 2024.
+    Intuition: papers are judged where they lie, nothing is ever moved. Source: Zhang et al., SIEVE is Simpler than
+    LRU, NSDI 2024.
     """
 
     __slots__ = ("_hand", "_queue")

@@ -12,9 +12,9 @@ from headrace.cache.policies.node import Node
 class WTinyLfu(EvictionPolicy):
     """A window for what is new, a larger part for what is asked for often, and a contest of counts between them.
 
-    Intuition: everybody may try on a coat, but the wardrobe keeps those that were worn most often lately. The window grows
-    and shrinks with the traffic. Sources: Einziger, Friedman and Manes, TinyLFU, 2017; Einziger, Eytan, Friedman and Manes,
-    Adaptive Software Cache Management, 2018; what differs from them is said at `Gate`.
+    Intuition: everybody may try on a coat, but the wardrobe keeps those that were worn most often lately. The window
+    grows and shrinks with the traffic. Sources: Einziger, Friedman and Manes, TinyLFU, 2017; Einziger, Eytan, Friedman
+    and Manes, Adaptive Software Cache Management, 2018; what differs from them is said at `Gate`.
     """
 
     __slots__ = ("_climber", "_count", "_frequencies", "_full", "_gate")

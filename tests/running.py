@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,16 @@ class Service:
 
     def children(self) -> dict[str, int]:
         """Process ids by the supervisor's names, from its log: the newest of each."""
+        return {line["name"]: line["pid"] for line in self.told("ProcessStarted")}
+
+    def told(self, event: str, name: str | None = None) -> list[dict[str, Any]]:
+        """The log lines of one kind, of one process or of all."""
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return {line["name"]: line["pid"] for line in lines if line.get("event") == "ProcessStarted"}
+        return [line for line in lines if line.get("event") == event and name in {None, line.get("name")}]
+
+    def workers(self) -> set[int]:
+        """Process ids of the workers that live."""
+        return workers_of(self.process.pid)
 
     def kill(self, name: str) -> int:
         """kill -9 one of its processes; the killed pid."""
@@ -60,6 +68,24 @@ class Service:
         """Put an agent into service."""
         status, answer = self.call("POST", "/api/v1/agents/deploy", deploy_body(agent_id, source, version))
         assert status == 201, answer
+
+
+def workers_of(supervisor_pid: int) -> set[int]:
+    """Process ids of the supervisor's living workers."""
+    found = set()
+    for child in psutil.Process(supervisor_pid).children():
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "headrace.server.worker" in child.cmdline():
+                found.add(child.pid)
+    return found
+
+
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+    """Return when the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.05)
 
 
 def deploy_body(agent_id: str, source: str, version: str = "1.0.0") -> dict[str, Any]:
@@ -150,7 +176,8 @@ class Connection:
     async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Send a request and read its answer; ConnectionError when the other side went away."""
         data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+        kind = "" if body is None else "content-type: application/json\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\n{kind}content-length: {len(data)}\r\n\r\n"
         self._writer.write(head.encode() + data)
         try:
             answer = await self._reader.readuntil(b"\r\n\r\n")
@@ -170,6 +197,8 @@ class Load:
     """Ids of executions that were answered as finished."""
     problems: list[str] = field(default_factory=list)
     """The code of each problem+json, or the name of each connection error."""
+    due: int = 0
+    """How many requests the rate asked for."""
 
     def failed(self, reason: str) -> None:
         """Note a request that was not answered with a result."""
@@ -183,12 +212,12 @@ async def execute_steadily(
     load = Load()
     turns = asyncio.Semaphore(0)
     clients = [_client(port, f"/api/v1/agents/{agent_id}/execute", load, turns, stop) for _ in range(connections)]
-    await asyncio.gather(_pace(rate, turns, stop, connections), *clients)
+    load.due, *_ = await asyncio.gather(_pace(rate, turns, stop, connections), *clients)
     return load
 
 
-async def _pace(rate: float, turns: asyncio.Semaphore, stop: asyncio.Event, clients: int) -> None:
-    """Give out turns as they fall due, and at the end one for everybody who still waits for one."""
+async def _pace(rate: float, turns: asyncio.Semaphore, stop: asyncio.Event, clients: int) -> int:
+    """Give out turns as they fall due, and at the end one for everybody who still waits for one; how many were due."""
     loop = asyncio.get_running_loop()
     started, sent = loop.time(), 0
     while not stop.is_set():
@@ -199,6 +228,7 @@ async def _pace(rate: float, turns: asyncio.Semaphore, stop: asyncio.Event, clie
         await asyncio.sleep(0.005)
     for _ in range(clients):
         turns.release()
+    return sent
 
 
 async def _client(port: int, path: str, load: Load, turns: asyncio.Semaphore, stop: asyncio.Event) -> None:

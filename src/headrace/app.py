@@ -27,14 +27,36 @@ _OWN_POLICIES = (
 )
 
 
+WORKERS_MAX = 256
+"""Most serving processes of one service."""
+
+
+def ask_for_workers(directory: Path, workers: int) -> None:
+    """Leave word in the run directory for the supervisor, who reads it at SIGUSR1; the last word counts.
+
+    A number rather than a signal a worker: signals that come close together are delivered as one.
+    """
+    unfinished = directory / f"workers.{os.getpid()}.new"
+    unfinished.write_text(str(workers))
+    unfinished.replace(directory / "workers")
+
+
+def asked_for_workers(directory: Path) -> int | None:
+    """How many workers somebody asked for; None if nobody did."""
+    try:
+        return int((directory / "workers").read_text())
+    except (OSError, ValueError):
+        return None
+
+
 @asynccontextmanager
-async def watching(monitor: Monitor) -> AsyncIterator[None]:
-    """Let the monitor tick while the block runs."""
+async def watching(monitor: Monitor) -> "AsyncIterator[asyncio.Task[None]]":
+    """Let the monitor tick while the block runs, in the task that it gets: one that ends before it is a failure."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(monitor.run())
     task.add_done_callback(_tell_end)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -64,6 +86,7 @@ class Rooms:
     ) -> None:
         self.config = config
         self._clock = clock or SystemClock()
+        self._directory = directory
         self._supervisor_pid = supervisor_pid
         self._stack = AsyncExitStack()
         self._counters = Counters.open(
@@ -75,6 +98,7 @@ class Rooms:
             counters=self._counters,
             publication=SnapshotFile(directory / "snapshot") if directory else None,
             fold=directory is None,
+            observer=observer or Silent(),
         )
         self.observer = observer = Observers(observer or Silent(), self.monitor.observer)
         self.cache = Cache(
@@ -129,7 +153,7 @@ class Rooms:
             case RollbackAgent(agent_id=agent_id, version=version):
                 await self.agents.rollback(agent_id, version)
             case ScaleWorkers(workers=workers):
-                self._scale(workers)
+                await self._scale(workers)
             case _:
                 raise BugError(f"There is no way to carry out {type(action).__name__}.")
 
@@ -138,17 +162,15 @@ class Rooms:
             raise CallerError("The cache has no memory tier to resize.", fix="Turn `cache.memory` on.")
         return self.cache.memory
 
-    def _scale(self, workers: int) -> None:
-        if self._supervisor_pid is None:
+    async def _scale(self, workers: int) -> None:
+        if self._supervisor_pid is None or self._directory is None:
             raise CallerError(
                 "This process has no supervisor that could start workers.", fix="Run it under `headrace up`."
             )
-        snapshot = self.monitor.snapshot()
-        if snapshot is None:
-            raise CallerError("It is not known how many workers there are.", fix="Wait for the first snapshot.")
-        missing = workers - len(snapshot.workers)
-        for _ in range(abs(missing)):
-            os.kill(self._supervisor_pid, signal.SIGTTIN if missing > 0 else signal.SIGTTOU)
+        if not 1 <= workers <= WORKERS_MAX:
+            raise CallerError(f"A service has between 1 and {WORKERS_MAX} workers, not {workers}.")
+        await asyncio.to_thread(ask_for_workers, self._directory, workers)
+        os.kill(self._supervisor_pid, signal.SIGUSR1)
 
     def _measured(self) -> dict[str, float]:
         """What this process's rooms count by themselves, for the monitor to publish."""

@@ -3,12 +3,15 @@
 import asyncio
 import base64
 import http.client
+import itertools
 import json
 
 import pytest
 
+from headrace.config import ServerConfig
 from tests.running import deploy_body, one_call
 
+BODY_BYTES_MAX = ServerConfig().body_bytes_max
 ECHO = "async def Agent(input, context): return input"
 SLOW = "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(input)\n    return 'done'"
 
@@ -24,7 +27,7 @@ def raw(service, method, path, body=b"", headers=None):
     """A request as bytes: status, headers, body."""
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
     try:
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, {"content-type": "application/json", **(headers or {})})
         response = connection.getresponse()
         return response.status, dict(response.getheaders()), response.read()
     finally:
@@ -130,10 +133,43 @@ def test_source_that_is_not_base64_is_refused(service):
     assert "base64" in problem["detail"]
 
 
-@pytest.mark.parametrize("bad_id", ["../x", "a b", "", "x" * 129, "deploy"])
+@pytest.mark.parametrize("bad_id", ["../x", "a b", "", "x" * 129, "deploy", "nl\n", "é"])
 def test_an_agent_id_has_a_shape(service, bad_id):
     """It stands in URLs, keys and metrics."""
     status, problem = service.call("POST", "/api/v1/agents/deploy", deploy_body(bad_id, ECHO))
+    assert (status, problem["code"]) == (422, "request-invalid")
+
+
+@pytest.mark.parametrize(("field", "value"), [("name", "a\x00b"), ("name", "two\nlines"), ("tags", ["nl\n"])])
+def test_a_name_is_one_line(service, field, value):
+    """Postgres keeps no NUL, and lists show one line for each agent."""
+    body = deploy_body("named", ECHO)
+    body["agent_metadata"][field] = value
+    status, problem = service.call("POST", "/api/v1/agents/deploy", body)
+    assert (status, problem["code"]) == (422, "request-invalid")
+    assert field in problem["detail"]
+
+
+def test_a_name_may_be_in_any_script(service):
+    """Only control characters are refused."""
+    body = deploy_body("named-well", ECHO)
+    body["agent_metadata"].update(name="Mühlgraben 水路", tags=["é", ""])
+    assert service.call("POST", "/api/v1/agents/deploy", body)[0] == 201
+    assert service.call("GET", "/api/v1/agents/named-well")[1]["name"] == "Mühlgraben 水路"
+
+
+@pytest.mark.parametrize("version", ["1.0.0\n", "1.0", "1.0.0-", "\u0661.\u0660.\u0660", "v1.0.0"])
+def test_a_version_has_a_shape(service, version):
+    """Three numbers of ASCII digits, and perhaps a suffix."""
+    status, problem = service.call("POST", "/api/v1/agents/deploy", deploy_body("shaped", ECHO, version))
+    assert (status, problem["code"]) == (422, "request-invalid")
+
+
+@pytest.mark.parametrize("execution_id", ["nl\n", "", "a/b"])
+def test_an_execution_id_has_a_shape(service, execution_id):
+    """It stands in a URL."""
+    body = {"input": 1, "execution_id": execution_id}
+    status, problem = service.call("POST", "/api/v1/agents/echo/execute", body)
     assert (status, problem["code"]) == (422, "request-invalid")
 
 
@@ -165,8 +201,67 @@ def test_what_is_not_there_is_a_problem(service, method, path, status, code):
 
 def test_a_body_over_the_limit_is_refused(service):
     """By its content-length before it is read, and by its size when it has none."""
-    status, _, answer = raw(service, "POST", "/api/v1/agents/echo/execute", b"", {"content-length": str(1 << 30)})
+    path = "/api/v1/agents/echo/execute"
+    status, _, answer = raw(service, "POST", path, b"", {"content-length": str(1 << 30)})
     assert (status, json.loads(answer)["code"]) == (413, "body-too-large")
+    chunks = itertools.repeat(b" " * (1 << 16), BODY_BYTES_MAX >> 16)
+    status, _, answer = raw(service, "POST", path, itertools.chain(chunks, [b"{}"]))
+    assert (status, json.loads(answer)["code"]) == (413, "body-too-large")
+
+
+def test_a_body_in_chunks_up_to_the_limit_is_read(service):
+    """The limit is exact: the same request with two bytes less is an execution."""
+    chunks = itertools.repeat(b" " * (1 << 16), (BODY_BYTES_MAX >> 16) - 1)
+    body = itertools.chain(chunks, [b" " * ((1 << 16) - 2), b"{}"])
+    status, _, answer = raw(service, "POST", "/api/v1/agents/echo/execute", body)
+    assert (status, json.loads(answer)["status"]) == (200, "completed")
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ({"content-type": "text/plain"}, 415, "not-json"),
+        ({"content-type": ""}, 415, "not-json"),
+        ({"origin": "http://evil.example"}, 403, "foreign-origin"),
+        ({"origin": "null"}, 403, "foreign-origin"),
+        ({"sec-fetch-site": "cross-site"}, 403, "foreign-origin"),
+        ({"host": "evil.example"}, 421, "foreign-host"),
+        (
+            {"host": "evil.example", "origin": "http://evil.example", "sec-fetch-site": "same-origin"},
+            421,
+            "foreign-host",
+        ),
+    ],
+)
+def test_a_web_page_cannot_deploy_an_agent(service, headers, status, code):
+    """What a browser would send for a page of somebody else is refused, and nothing is deployed."""
+    body = json.dumps(deploy_body("drive-by", ECHO)).encode()
+    answered, _, problem = raw(service, "POST", "/api/v1/agents/deploy", body, headers)
+    assert (answered, json.loads(problem)["code"]) == (status, code)
+    assert service.call("GET", "/api/v1/agents/drive-by")[0] == 404
+
+
+def test_a_web_page_cannot_read_by_rebinding_its_name(service):
+    """Under a name that is not this machine's own, nothing is told."""
+    for path in ("/api/v1/agents", "/api/v1/system/health", "/api/v1/system/live", "/metrics"):
+        status, _, problem = raw(service, "GET", path, headers={"host": "evil.example"})
+        assert (status, json.loads(problem)["code"]) == (421, "foreign-host")
+
+
+@pytest.mark.parametrize("bad_id", ["nl%0A", "%00", "x" * 1100, "a%20b", "-", "%C3%A9"])
+def test_an_id_in_a_path_that_cannot_be_is_not_there(service, bad_id):
+    """404 in plain words, wherever the id stands."""
+    for method, path in (
+        ("GET", f"/api/v1/agents/{bad_id}"),
+        ("GET", f"/api/v1/agents/{bad_id}/status"),
+        ("POST", f"/api/v1/agents/{bad_id}/execute"),
+        ("GET", f"/api/v1/agents/{bad_id}/executions/x"),
+    ):
+        status, problem = service.call(method, path, {} if method == "POST" else None)
+        assert (status, problem["code"]) == (404, "agent-not-found")
+        assert len(problem["detail"]) < 200
+    status, problem = service.call("GET", f"/api/v1/agents/echo/executions/{bad_id}")
+    assert (status, problem["code"]) == (404, "execution-not-found")
 
 
 def test_pages_add_up(service):

@@ -1,16 +1,19 @@
 """`headrace up`: comes up, refuses politely, scales, wraps an application, and leaves nothing behind."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
-from tests.running import running
+from headrace.actions import ScaleWorkers
+from headrace.app import Rooms
+from headrace.config import Config
+from tests.running import one_call, running, wait_until
 
 APP = """
 from contextlib import asynccontextmanager
@@ -46,22 +49,6 @@ def attempt(tmp_path, *arguments, environment=None):
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
-
-
-def wait_until(condition, *, timeout_s=20.0):
-    """Return when the condition holds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.05)
-
-
-def is_worker(process):
-    """Whether it serves; one that has just ended does not."""
-    try:
-        return "headrace.server.worker" in process.cmdline()
-    except (psutil.ZombieProcess, psutil.NoSuchProcess):
-        return False
 
 
 def test_a_taken_port_is_named(tmp_path):
@@ -118,19 +105,67 @@ def test_a_second_service_in_one_directory_is_refused(tmp_path):
 def test_workers_are_added_and_removed_by_signals(tmp_path):
     """SIGTTIN adds one, SIGTTOU drains one, and the last one stays."""
     with running(tmp_path, "--workers", "1") as service:
-
-        def workers():
-            return sum(is_worker(child) for child in psutil.Process(service.process.pid).children())
-
-        wait_until(lambda: workers() == 1)
+        wait_until(lambda: len(service.workers()) == 1)
         service.process.send_signal(signal.SIGTTIN)
-        wait_until(lambda: workers() == 2)
+        wait_until(lambda: len(service.workers()) == 2)
         service.process.send_signal(signal.SIGTTOU)
-        wait_until(lambda: workers() == 1)
+        wait_until(lambda: len(service.workers()) == 1)
         service.process.send_signal(signal.SIGTTOU)
         service.deploy("echo", "async def Agent(input, context): return input")
-        assert workers() == 1
+        assert len(service.workers()) == 1
         wait_until(lambda: len(service.call("GET", "/api/v1/system/health")[1]["workers"]) == 1)
+
+
+def test_workers_are_scaled_to_a_number(tmp_path):
+    """One action reaches any number, up or down, however many signals the kernel makes into one."""
+    with running(tmp_path, "--workers", "1") as service:
+        rooms = Rooms(Config(), directory=tmp_path / "data" / "headrace-run", supervisor_pid=service.process.pid)
+        for workers in (4, 2):
+            asyncio.run(rooms.apply(ScaleWorkers(workers=workers)))
+            wait_until(lambda workers=workers: len(service.workers()) == workers)
+        rooms.monitor.counters.close()
+
+
+def test_a_worker_that_is_added_and_cannot_start_takes_nothing_down(tmp_path):
+    """What would keep the service from coming up is, later, only tried again until it is mended."""
+    module = tmp_path / "mine.py"
+    module.write_text(APP)
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    with running(tmp_path, "--workers", "1", "mine:app", environment=environment) as service:
+        module.write_text("import nothing_of_this_name")
+        service.process.send_signal(signal.SIGTTIN)
+        wait_until(lambda: len(service.told("ProcessFailed", "worker-1")) >= 2)
+        assert service.told("ProcessExited", "worker-1")[0]["exit_code"] == 78
+        assert service.call("GET", "/api/v1/system/health")[0] == 200
+        module.write_text(APP)
+        wait_until(lambda: len(service.call("GET", "/api/v1/system/health")[1]["workers"]) == 2)
+
+
+def test_a_folder_of_the_user_is_left_alone(tmp_path):
+    """In a project's own directory what the service did not make stays as it is, even beside what it did."""
+    mine = tmp_path / "data" / "run" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    other = tmp_path / "data" / "headrace-run" / "notes.txt"
+    other.parent.mkdir(mode=0o700)
+    other.write_text("mine too")
+    with running(tmp_path, "--workers", "1"):
+        assert (tmp_path / "data" / "headrace-run" / "counters").exists()
+    assert (mine.read_text(), other.read_text()) == ("mine", "mine too")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text("mine"), lambda path: path.symlink_to(path.parent)])
+def test_what_stands_in_the_place_of_the_run_directory_is_named(tmp_path, make):
+    """A file or a link of that name is refused and left, not followed and not removed."""
+    in_the_way = tmp_path / "data" / "headrace-run"
+    in_the_way.parent.mkdir()
+    make(in_the_way)
+    code, said = attempt(tmp_path, "--port", "0")
+    assert code == 1
+    assert str(in_the_way) in said
+    assert "Fix:" in said
+    assert "Traceback" not in said
+    assert in_the_way.is_file() or in_the_way.is_symlink()
 
 
 def test_killing_the_supervisor_leaves_no_process(tmp_path):
@@ -144,6 +179,28 @@ def test_killing_the_supervisor_leaves_no_process(tmp_path):
         assert alive == []
     with running(tmp_path, "--workers", "1") as service:
         assert service.call("GET", "/api/v1/agents/echo")[0] == 200
+
+
+def test_a_worker_that_spins_dies_with_the_supervisor(tmp_path):
+    """An agent that never gives the loop back cannot keep the worker, and with it the port, alive."""
+    with running(tmp_path, "--workers", "1") as service:
+        service.deploy("spin", "async def Agent(input, context):\n    while True: pass")
+        worker = psutil.Process(*service.workers())
+        body = b'{"input": 1}'
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(
+                b"POST /api/v1/agents/spin/execute HTTP/1.1\r\nhost: localhost\r\n"
+                b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+            )
+            before = worker.cpu_times().user
+            wait_until(lambda: worker.cpu_times().user > before + 0.5)
+            children = psutil.Process(service.process.pid).children(recursive=True)
+            service.process.kill()
+            service.process.wait()
+            _, alive = psutil.wait_procs(children, timeout=10)
+        for child in alive:
+            child.kill()
+        assert alive == []
 
 
 def test_it_wraps_an_application(tmp_path):
@@ -167,10 +224,6 @@ def test_it_wraps_an_application(tmp_path):
 
 def test_a_stopping_service_answers_what_it_accepted(tmp_path):
     """SIGTERM while an execution runs: the client gets its result."""
-    import asyncio
-
-    from tests.running import one_call
-
     with running(tmp_path, "--workers", "1") as service:
         service.deploy(
             "slow", "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(1)\n    return 7"

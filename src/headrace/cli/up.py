@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,15 +50,15 @@ def up(
     )
     log.configure(config.log, process="supervisor")
     supervisor = Supervisor(config, config_path=config_path, application=application, observer=log.LogObserver())
-    uvloop.run(supervisor.run(_announce))
+    uvloop.run(supervisor.run(partial(_announce, reference="/headrace/docs" if application else "/docs")))
     sys.stdout.write("headrace is down\n")
 
 
-def _announce(supervisor: "Supervisor") -> None:
+def _announce(supervisor: "Supervisor", *, reference: str) -> None:
     url = supervisor.url
     click.echo(f"headrace is up: {url}")
     click.echo(f"  dashboard  {url}/dashboard")
-    click.echo(f"  API        {url}/docs")
+    click.echo(f"  API        {url}{reference}")
     click.echo(f"  data       {supervisor.directory}")
     click.echo("  stop       Ctrl-C")
     sys.stdout.flush()

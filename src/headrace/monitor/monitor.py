@@ -144,19 +144,21 @@ class Monitor:
 
     def _look(self) -> None:
         """What a tick does in its thread."""
-        self._counters.settle()
-        if self._requests is not None:
-            self._own.measure()
-        if self._windows is None:
-            if self._publication is not None:
-                self._known = self._publication.publication()
-            return
+        step = "read" if self._windows is None else "fold"
         try:
-            self._fold(self._windows)
-        except CountersUnusable as error:
-            self._failed("fold", error.message)
-        else:
-            self._failing.discard("fold")
+            self._counters.settle()
+            if self._requests is not None:
+                self._own.measure()
+            if self._windows is not None:
+                self._fold(self._windows)
+            elif self._publication is not None:
+                self._known = self._publication.publication()
+        except (CountersUnusable, OSError) as error:
+            # Out of file descriptors or of memory: that passes, and the next tick may do better.
+            self._failed(step, error.message if isinstance(error, CountersUnusable) else str(error))
+            return
+        self._failing.discard(step)
+        if self._windows is not None:
             self._publish()
 
     def _fold(self, windows: Windows) -> None:

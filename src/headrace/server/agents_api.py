@@ -2,13 +2,14 @@
 
 import base64
 import binascii
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from headrace.agents import Agent, AgentHost, AgentStatus, Execution, Progress, Totals
-from headrace.errors import InvalidRequest
+from headrace.errors import AgentNotFound, ExecutionNotFound, InvalidRequest
 from headrace.server.exchange import Answer, Exchange, Operation, answer
 
 PREFIX = "/api/v1/agents"
@@ -16,11 +17,17 @@ AGENT = f"{PREFIX}/{{agent_id}}"
 RESERVED = frozenset({"deploy"})
 """Words that stand where an agent's id does in a path."""
 
-Id = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", description="Letters, digits, `.`, `_`, `-`.")]
-Version = Annotated[
-    str, Meta(pattern=r"^\d{1,9}\.\d{1,9}\.\d{1,9}([-+][0-9A-Za-z.+-]{1,64})?$", description="A semantic version.")
+# In Python `$` also matches before a newline at the end; in the regular expressions of JSON Schema it does not, and
+# they have no `\Z`. This means the same in both.
+_END = r"$(?!\n)"
+_ID = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}{_END}"
+_VERSION = rf"^[0-9]{{1,9}}\.[0-9]{{1,9}}\.[0-9]{{1,9}}([-+][0-9A-Za-z.+-]{{1,64}})?{_END}"
+
+Id = Annotated[str, Meta(pattern=_ID, description="Letters, digits, `.`, `_`, `-`.")]
+Version = Annotated[str, Meta(pattern=_VERSION, description="A semantic version.")]
+Line = Annotated[
+    str, Meta(max_length=200, pattern=rf"^[^\x00-\x1f\x7f]*{_END}", description="Text without control characters.")
 ]
-Line = Annotated[str, Meta(max_length=200)]
 
 
 class AgentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -42,7 +49,7 @@ class AgentCode(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What it runs."""
 
     source_code: Annotated[str, Meta(description="Python source, UTF-8, base64.")]
-    entrypoint: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")] = "Agent"
+    entrypoint: Annotated[str, Meta(pattern=rf"^[A-Za-z_][A-Za-z0-9_]{{0,127}}{_END}")] = "Agent"
     configuration: AgentConfiguration = AgentConfiguration()
 
 
@@ -125,6 +132,10 @@ class ExecutionView(msgspec.Struct, kw_only=True):
 
 
 _NULL = msgspec.Raw(b"null")
+_SHOWN_MAX = 80
+"""Characters of a wrong id that its problem repeats."""
+
+_is_id = re.compile(_ID).match
 _deploy_decoder = msgspec.json.Decoder(DeployRequest)
 _execute_decoder = msgspec.json.Decoder(ExecuteRequest)
 
@@ -149,7 +160,7 @@ class AgentsApi:
                 handler=self.deploy,
                 request=DeployRequest,
                 answers={201: DeployAnswer},
-                failures=(409, 413, 422, 503),
+                failures=(403, 409, 413, 415, 422, 503),
             ),
             Operation(
                 method="GET",
@@ -191,7 +202,7 @@ class AgentsApi:
                 handler=self.execute,
                 request=ExecuteRequest,
                 answers={200: ExecutionView, 202: ExecutionView},
-                failures=(404, 409, 413, 422, 503, 504),
+                failures=(403, 404, 409, 413, 415, 422, 503, 504),
             ),
             Operation(
                 method="GET",
@@ -247,18 +258,19 @@ class AgentsApi:
 
     async def get(self, exchange: Exchange) -> Answer:
         """One agent."""
-        return answer(_agent_view(await self._host.agent(exchange.path("agent_id"))))
+        return answer(_agent_view(await self._host.agent(_agent_id(exchange))))
 
     async def status(self, exchange: Exchange) -> Answer:
         """One agent's status."""
-        return answer(await self._host.status(exchange.path("agent_id")))
+        return answer(await self._host.status(_agent_id(exchange)))
 
     async def execute(self, exchange: Exchange) -> Answer:
         """Run an agent."""
+        agent_id = _agent_id(exchange)
         request = await exchange.body(_execute_decoder)
         run = self._host.submit if request.run_async else self._host.execute
         execution = await run(
-            exchange.path("agent_id"),
+            agent_id,
             request.input,
             execution_id=request.execution_id,
             timeout=request.timeout,
@@ -268,8 +280,23 @@ class AgentsApi:
 
     async def execution(self, exchange: Exchange) -> Answer:
         """One execution."""
-        execution = await self._host.execution(exchange.path("agent_id"), exchange.path("execution_id"))
+        agent_id, execution_id = _agent_id(exchange), exchange.path("execution_id")
+        if not _is_id(execution_id):
+            raise ExecutionNotFound(f"No execution has the id {_shown(execution_id)}, which breaks the rule for ids.")
+        execution = await self._host.execution(agent_id, execution_id)
         return answer(_execution_view(execution))
+
+
+def _agent_id(exchange: Exchange) -> str:
+    """What stands in the path, if an agent can be called so; the rooms below take ids as they are."""
+    agent_id = exchange.path("agent_id")
+    if not _is_id(agent_id):
+        raise AgentNotFound(f"No agent has the id {_shown(agent_id)}, which breaks the rule for ids.")
+    return agent_id
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}…"
 
 
 def _agent_view(agent: Agent, totals: Totals | None = None) -> AgentView:

@@ -1,7 +1,6 @@
 """The service as one ASGI application: our API in front, somebody's own application behind it."""
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,18 +13,16 @@ from headrace import __version__
 from headrace.app import Rooms
 from headrace.clock import SystemClock
 from headrace.config import Config
-from headrace.errors import BackendError, BugError, HeadraceError, PathNotFound, Unauthorized
+from headrace.errors import BackendError, BugError, HeadraceError, PathNotFound
 from headrace.events import Observer
 from headrace.server import reference
 from headrace.server.agents_api import AgentsApi
 from headrace.server.exchange import Answer, Endpoint, Operation, problem_answer, reply_with
+from headrace.server.gate import Gate
 from headrace.server.live import Live
 from headrace.server.openapi import document
 from headrace.server.static import dashboard_app
 from headrace.server.system_api import SystemApi
-
-_HEALTH = "/api/v1/system/health"
-_GUARDED = ("/api/v1/", "/metrics", "/openapi.json", "/docs")
 
 # Asked tens of thousands of times a second: the router tries routes in order.
 _HOT = ("agentStatus", "executeAgent")
@@ -47,39 +44,48 @@ class Headrace:
         self._live = Live(self.rooms.monitor.snapshot, clock=SystemClock())
 
     def asgi(self, app: ASGIApp | None = None) -> ASGIApp:
-        """The whole service; what is not ours goes to `app`, or is a 404."""
+        """The whole service; what is not ours goes to `app`, or is a 404.
+
+        Frameworks have a `/docs` and an `/openapi.json` of their own: with an `app`, ours are below `/headrace`.
+        """
         operations = (
             *AgentsApi(self.rooms.agents).operations(),
             *SystemApi(self.rooms, version=__version__).operations(),
         )
-        server = self.config.server
-        described = document(operations, title="headrace", version=__version__, has_token=bool(server.token))
+        token = self.config.server.token
+        described = document(operations, title="headrace", version=__version__, has_token=bool(token))
+        page = reference.page(described, up="../" if app else "")
+        own = "/headrace" if app else ""
+        guarded: dict[str, ASGIApp] = {
+            "/api/v1/system/live": self._live,
+            f"{own}/openapi.json": _Page(msgspec.json.encode(described), "application/json"),
+            f"{own}/docs": _Page(page.encode(), "text/html", reference.POLICY),
+        }
         routes = [
             Route(operation.path, self._endpoint(operation))
             for operation in sorted(operations, key=lambda each: each.name not in _HOT)
         ]
-        routes.append(Route("/api/v1/system/live", self._live))
-        routes.append(Route("/openapi.json", _Page(msgspec.json.encode(described), "application/json")))
-        routes.append(Route("/docs", _Page(reference.page(described).encode(), "text/html", reference.POLICY)))
+        routes += [Route(path, Gate(endpoint, token=token)) for path, endpoint in guarded.items()]
         dashboard = dashboard_app()
         routes += [Route("/dashboard", dashboard), Route("/dashboard/{file:path}", dashboard)]
-        router: ASGIApp = Router(routes, redirect_slashes=False, default=app or _nothing_here)
-        if server.token:
-            router = _TokenGate(router, server.token)
+        router = Router(routes, redirect_slashes=False, default=app or _nothing_here)
         return _Service(self.rooms, self.rooms.monitor.middleware(router), app)
 
     async def drain(self) -> None:
         """End the streams, which would otherwise keep a stopping server waiting."""
         await self._live.close()
 
-    def _endpoint(self, operation: Operation) -> Endpoint:
+    def _endpoint(self, operation: Operation) -> ASGIApp:
         server = self.config.server
-        return Endpoint(
+        endpoint = Endpoint(
             operation,
             bytes_max=server.body_bytes_max,
             timeout_s=server.request_timeout_s,
             observer=self.rooms.observer,
         )
+        if server.token and operation.is_public:
+            return endpoint
+        return Gate(endpoint, token=server.token, changes=operation.method != "GET")
 
 
 class _Service:
@@ -147,23 +153,6 @@ async def _step(
             fix="See its own traceback above.",
         )
     return True
-
-
-class _TokenGate:
-    """Lets only those who know the token at our own paths; the wrapped application has its own doors."""
-
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self._app = app
-        self._expected = b"Bearer " + token.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Compare in constant time."""
-        if scope["type"] != "http" or scope["path"] == _HEALTH or not scope["path"].startswith(_GUARDED):
-            return await self._app(scope, receive, send)
-        offered = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if hmac.compare_digest(offered, self._expected):
-            return await self._app(scope, receive, send)
-        return await reply_with(send, problem_answer(Unauthorized(f"{scope['path']} needs the server's token.")))
 
 
 class _Page:

@@ -11,6 +11,9 @@ from headrace.cache import RemoteConfig
 from headrace.config import Config, load_config
 from headrace.database import ShardConfig
 
+EXIT_CONFIG = 78
+"""EX_CONFIG of sysexits.h: the process cannot do what it was told to. During the start of the service that ends it."""
+
 
 class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """A process's place in the service. Holds no secret: those come by file and environment, as for the supervisor."""

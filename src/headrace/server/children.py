@@ -13,8 +13,8 @@ from headrace.clock import Clock
 from headrace.embedded import Server
 from headrace.embedded.identity import OWN
 from headrace.embedded.process import launched
-from headrace.errors import BackendError
-from headrace.server.assignment import Assignment
+from headrace.errors import BackendError, ConfigError
+from headrace.server.assignment import EXIT_CONFIG, Assignment
 
 _PAUSE_S = 0.02
 _READY_TIMEOUT_S = 60.0
@@ -106,11 +106,13 @@ class OwnChild:
         self._close()
         self._ready = asyncio.Event()
         self._read_fd, write_fd = os.pipe()
-        os.set_blocking(self._read_fd, False)
         self._beat_at = self._clock.monotonic()
-        command = [sys.executable, "-m", self._module, self._assign(write_fd).to_argument()]
         try:
-            process = subprocess.Popen(
+            # Before there is a process: if this fails, none is left that nobody knows of.
+            os.set_blocking(self._read_fd, False)
+            asyncio.get_running_loop().add_reader(self._read_fd, self._on_beat)
+            command = [sys.executable, "-m", self._module, self._assign(write_fd).to_argument()]
+            return subprocess.Popen(
                 launched(command, identity=OWN, death_signal=signal.SIGTERM),
                 stdin=subprocess.DEVNULL,
                 pass_fds=(write_fd, *self._descriptors),
@@ -118,19 +120,22 @@ class OwnChild:
             )
         finally:
             os.close(write_fd)
-        asyncio.get_running_loop().add_reader(self._read_fd, self._on_beat)
-        return process
 
     async def wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for the first beat."""
         give_up_at = self._clock.monotonic() + _READY_TIMEOUT_S
         while not self._ready.is_set():
             if process.poll() is not None:
-                raise BackendError(f"{self.name} ended with {process.returncode} before it was ready; see its output.")
+                self._raise_end(process.returncode)
             if self._clock.monotonic() > give_up_at:
                 raise BackendError(f"{self.name} was not ready within {_READY_TIMEOUT_S:g} s.")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._ready.wait(), _PAUSE_S)
+
+    def _raise_end(self, exit_code: int) -> None:
+        if exit_code == EXIT_CONFIG:
+            raise ConfigError(f"{self.name} cannot do what it was told to.", fix="Correct what its output names.")
+        raise BackendError(f"{self.name} ended with {exit_code} before it was ready; see its output.")
 
     async def stop(self, process: subprocess.Popen[bytes]) -> None:
         """SIGTERM, time to drain, SIGKILL."""

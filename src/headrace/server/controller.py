@@ -18,10 +18,11 @@ import uvloop
 from headrace.app import watching
 from headrace.clock import SystemClock
 from headrace.config import Config
-from headrace.errors import HeadraceError
+from headrace.embedded.launch import die_with_parent
+from headrace.errors import CallerError, HeadraceError
 from headrace.monitor import Counters, Monitor, SnapshotFile
 from headrace.server import log
-from headrace.server.assignment import Assignment
+from headrace.server.assignment import EXIT_CONFIG, Assignment
 from headrace.server.pulse import Pulse
 
 
@@ -37,7 +38,7 @@ def lease(path: Path) -> Iterator[None]:
 
 
 async def watch(assignment: Assignment, config: Config) -> None:
-    """Fold and publish until told to stop."""
+    """Fold and publish until told to stop. Raises what ended the watching, for the supervisor to start anew."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -52,15 +53,23 @@ async def watch(assignment: Assignment, config: Config) -> None:
         counters=counters,
         publication=SnapshotFile(assignment.directory / "snapshot"),
         fold=True,
+        observer=log.LogObserver(),
     )
-    async with watching(monitor), Pulse(assignment.alive_fd, clock=clock):
-        await stop.wait()
-    counters.close()
+    try:
+        async with watching(monitor) as ticking, Pulse(assignment.alive_fd, clock=clock):
+            stopping = loop.create_task(stop.wait())
+            await asyncio.wait({stopping, ticking}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if ticking.done():
+                ticking.result()
+    finally:
+        counters.close()
 
 
 def main() -> int:
     """Run the controller that the argument describes."""
     assignment = Assignment.from_argument(sys.argv[1])
+    die_with_parent(assignment.supervisor_pid, signal.SIGKILL)
     try:
         config = assignment.config()
         log.configure(config.log, process="controller")
@@ -68,7 +77,7 @@ def main() -> int:
             uvloop.run(watch(assignment, config))
     except HeadraceError as error:
         sys.stderr.write(f"headrace: {error}\n")
-        return 1
+        return EXIT_CONFIG if isinstance(error, CallerError) else 1
     return 0
 
 

@@ -20,10 +20,11 @@ from headrace.errors import (
     HeadraceError,
     InvalidRequest,
     MethodNotAllowed,
+    NotJson,
     RequestTimeout,
 )
 from headrace.events import Observer, RequestFailed
-from headrace.server.problems import MEDIA_TYPE, RETRY_AFTER_S, Problem, problem
+from headrace.server.problems import MEDIA_TYPE, RETRY_AFTER_S, problem
 
 T = TypeVar("T")
 Header = tuple[bytes, bytes]
@@ -51,12 +52,12 @@ def answer(value: Any, status: int = 200, *headers: Header) -> Answer:
     return Answer(_encode(value), status, (_JSON, *headers))
 
 
-def problem_answer(error: HeadraceError) -> Answer:
-    """An error as a problem+json answer."""
+def problem_answer(error: HeadraceError, *more: Header, retry_after_s: int = RETRY_AFTER_S) -> Answer:
+    """An error as a problem+json answer: the only place that makes one."""
     details = problem(error)
-    headers: list[Header] = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store")]
+    headers: list[Header] = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), *more]
     if isinstance(error, BackendError):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        headers.append((b"retry-after", b"%d" % retry_after_s))
     if details.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return Answer(_encode(details), details.status, tuple(headers))
@@ -98,9 +99,7 @@ class Exchange:
             ) from error
 
     async def _read(self) -> bytes:
-        for name, value in self.scope["headers"]:
-            if name == b"content-length" and int(value) > self.bytes_max:
-                raise self._too_large(f"{int(value):,}")
+        self._check_headers()
         message = await self._receive()
         data: bytes = message.get("body", b"")
         if message.get("more_body"):
@@ -117,6 +116,19 @@ class Exchange:
         elif message["type"] == "http.disconnect":
             raise ClientGone
         return data
+
+    def _check_headers(self) -> None:
+        # A page can make a browser send text/plain or a form, or no type at all, to any address without being asked;
+        # for application/json the browser asks the server first, and nothing here says yes (Fetch Standard, 3.3).
+        media_type = b""
+        for name, value in self.scope["headers"]:
+            if name == b"content-type":
+                media_type = value
+            elif name == b"content-length" and int(value) > self.bytes_max:
+                raise self._too_large(f"{int(value):,}")
+        if media_type != b"application/json" and media_type.partition(b";")[0].strip().lower() != b"application/json":
+            said = f"is {media_type.decode('latin-1')!r}" if media_type else "does not say what it is"
+            raise NotJson(f"The body {said}; only application/json is read.")
 
     def _too_large(self, size: str) -> BodyTooLarge:
         return BodyTooLarge(f"The body has {size} bytes; at most {self.bytes_max:,} are accepted.")
@@ -144,6 +156,8 @@ class Operation:
     media_type: str = "application/json"
     failures: Sequence[int] = ()
     """Statuses answered with a problem+json."""
+    is_public: bool = False
+    """Answered without the server's token."""
 
 
 class Endpoint:
@@ -165,26 +179,30 @@ class Endpoint:
             async with asyncio.timeout(self._timeout_s):
                 reply = await self._operation.handler(Exchange(scope, receive, self._bytes_max))
         except HeadraceError as error:
-            reply = problem_answer(error)
+            reply = self._failed(error)
         except TimeoutError:
-            reply = problem_answer(RequestTimeout(f"No answer within {self._timeout_s:g} s."))
+            reply = self._failed(RequestTimeout(f"No answer within {self._timeout_s:g} s."))
         except ClientGone:
             return None
         except Exception as error:  # noqa: BLE001 - the border: a bug becomes a 500 that tells the client nothing of it
             reply = self._bug(error)
-        if reply.status >= 500:
-            code = msgspec.json.decode(reply.body, type=Problem).code
-            self._observer.on(RequestFailed(self._operation.method, self._operation.path, reply.status, code))
         return await reply_with(send, reply)
 
     def _other_method(self, method: str) -> Answer:
-        refused = problem_answer(MethodNotAllowed(f"{self._operation.path} does not take {method}."))
-        return Answer(refused.body, refused.status, (*refused.headers, (b"allow", self._operation.method.encode())))
+        allowed = ", ".join((self._operation.method, *self._also))
+        error = MethodNotAllowed(f"{self._operation.path} does not take {method}.")
+        return problem_answer(error, (b"allow", allowed.encode()))
+
+    def _failed(self, error: HeadraceError) -> Answer:
+        reply = problem_answer(error)
+        if reply.status >= 500:
+            self._observer.on(RequestFailed(self._operation.method, self._operation.path, reply.status, error.code))
+        return reply
 
     def _bug(self, error: Exception) -> Answer:
         loop = asyncio.get_running_loop()
         loop.call_exception_handler({"message": f"bug in {self._operation.name}", "exception": error})
-        return problem_answer(BugError("The server made a mistake; its log has the traceback."))
+        return self._failed(BugError("The server made a mistake; its log has the traceback."))
 
 
 async def reply_with(send: Send, reply: Answer) -> None:

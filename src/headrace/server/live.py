@@ -14,9 +14,9 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from headrace.clock import Clock
-from headrace.errors import HeadraceError, InvalidRequest, MethodNotAllowed, Overloaded
+from headrace.errors import InvalidRequest, MethodNotAllowed, Overloaded
 from headrace.monitor.snapshot import Snapshot
-from headrace.server.problems import MEDIA_TYPE, problem
+from headrace.server.exchange import problem_answer, reply_with
 
 _RETRY_MS = 2_000
 """How long a browser waits before it reconnects; the page adds its own back-off and jitter on top."""
@@ -96,7 +96,7 @@ class Live:
             raise InvalidRequest(f"The live stream speaks http, not {scope['type']}.")
         if scope["method"] not in ("GET", "HEAD"):
             error = MethodNotAllowed(f"The live stream does not take {scope['method']}.")
-            await _refuse(send, error, (b"allow", b"GET, HEAD"))
+            await reply_with(send, problem_answer(error, (b"allow", b"GET, HEAD")))
         elif self._closed:
             await _refuse_for_now(send, "This server is shutting down and takes no new streams.")
         elif len(self._feeds) >= self._streams_max:
@@ -234,11 +234,4 @@ async def _wait_until_gone(receive: Receive) -> None:
 
 async def _refuse_for_now(send: Send, message: str) -> None:
     error = Overloaded(message, fix=f"Try again in {_RETRY_AFTER_S} s, or poll /api/v1/system/history.")
-    await _refuse(send, error, (b"retry-after", b"%d" % _RETRY_AFTER_S))
-
-
-async def _refuse(send: Send, error: HeadraceError, header: tuple[bytes, bytes]) -> None:
-    details = problem(error)
-    headers = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), header]
-    await send({"type": "http.response.start", "status": details.status, "headers": headers})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(details)})
+    await reply_with(send, problem_answer(error, retry_after_s=_RETRY_AFTER_S))

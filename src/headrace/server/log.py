@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -13,14 +14,26 @@ from headrace.events import (
     Event,
     ExecutionFinished,
     LoadFailed,
+    MonitorFailed,
     ProcessExited,
+    ProcessFailed,
     RequestFailed,
     ShardUnavailable,
     TierUnavailable,
     WriteDropped,
 )
 
-_WARNINGS = (EntryRejected, LoadFailed, ProcessExited, RequestFailed, ShardUnavailable, TierUnavailable, WriteDropped)
+_WARNINGS = (
+    EntryRejected,
+    LoadFailed,
+    MonitorFailed,
+    ProcessExited,
+    ProcessFailed,
+    RequestFailed,
+    ShardUnavailable,
+    TierUnavailable,
+    WriteDropped,
+)
 _FREQUENT = (ExecutionFinished,)
 
 
@@ -60,7 +73,11 @@ def configure(config: LogConfig, **process: Any) -> None:
 
 
 class LogObserver:
-    """Writes every event as one line: its type as the message, its fields as they are."""
+    """Writes every event as one line: its type as the message, its fields as they are.
+
+    A line that cannot be written, because whoever read standard error is gone or the disk is full, is lost: who tells
+    a fact must not fail for it.
+    """
 
     def __init__(self) -> None:
         self._log = structlog.get_logger("headrace")
@@ -69,8 +86,10 @@ class LogObserver:
         """Write one fact down; what happens at every request only when debugging."""
         fields = msgspec.structs.asdict(event)
         if isinstance(event, _WARNINGS):
-            self._log.warning(type(event).__name__, **fields)
+            write = self._log.warning
         elif isinstance(event, _FREQUENT):
-            self._log.debug(type(event).__name__, **fields)
+            write = self._log.debug
         else:
-            self._log.info(type(event).__name__, **fields)
+            write = self._log.info
+        with suppress(OSError):
+            write(type(event).__name__, **fields)

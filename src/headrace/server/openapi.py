@@ -56,6 +56,8 @@ def _described(operation: Operation, schema_of: dict[int, Any], components: dict
             },
         },
     }
+    if operation.is_public:
+        described["security"] = []
     if operation.query is not None:
         schema = components[operation.query.__name__]
         described["parameters"] += [

@@ -13,6 +13,9 @@ _STATUS: dict[type[errors.HeadraceError], int] = {
     errors.BodyTooLarge: 413,
     errors.PathNotFound: 404,
     errors.MethodNotAllowed: 405,
+    errors.NotJson: 415,
+    errors.ForeignOrigin: 403,
+    errors.ForeignHost: 421,
     errors.AgentInvalid: 422,
     errors.AgentNotFound: 404,
     errors.VersionNotFound: 404,
@@ -47,9 +50,7 @@ def status_of(error: errors.HeadraceError) -> int:
     return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
-def problem(error: errors.HeadraceError, *, status: int | None = None) -> Problem:
+def problem(error: errors.HeadraceError) -> Problem:
     """An error as the client sees it."""
     title = (type(error).__doc__ or error.code).split("\n")[0].rstrip(".")
-    return Problem(
-        f"urn:headrace:problem:{error.code}", title, status or status_of(error), error.message, error.code, error.fix
-    )
+    return Problem(f"urn:headrace:problem:{error.code}", title, status_of(error), error.message, error.code, error.fix)

@@ -18,8 +18,8 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; frame-
 """The page's Content-Security-Policy: its one inline style, and nothing that runs."""
 
 
-def page(document: dict[str, Any]) -> str:
-    """The whole page."""
+def page(document: dict[str, Any], *, up: str = "") -> str:
+    """The whole page, which lies beside its `openapi.json`; `up` leads from there to where everything else begins."""
     sections = [
         _section(method, path, operation, document["components"]["schemas"])
         for path, methods in document["paths"].items()
@@ -29,8 +29,8 @@ def page(document: dict[str, Any]) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-        f"<nav><a href=/openapi.json>openapi.json</a><a href=/dashboard>dashboard</a>"
-        f"<a href=/metrics>metrics</a></nav>"
+        f"<nav><a href=openapi.json>openapi.json</a><a href={up}dashboard>dashboard</a>"
+        f"<a href={up}metrics>metrics</a></nav>"
         f"<p>Errors are <code>application/problem+json</code> with a stable <code>code</code> and a <code>fix</code>."
         f"{''.join(sections)}</html>"
     )

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-import msgspec
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.errors import HeadraceError, InvalidRequest, MethodNotAllowed, PathNotFound
-from headrace.server.problems import MEDIA_TYPE, problem
-
-Header = tuple[bytes, bytes]
+from headrace.server.exchange import Header, problem_answer
 
 _INDEX = "/dashboard"
 _ASSETS = "/dashboard/assets/"
@@ -120,9 +117,8 @@ def _names(scope: Scope, etag: bytes) -> bool:
 
 
 async def _refuse(scope: Scope, send: Send, error: HeadraceError, *more: Header) -> None:
-    details = problem(error)
-    headers = [(b"content-type", MEDIA_TYPE), *_SECURITY_HEADERS, *more]
-    await _answer(scope, send, details.status, headers, msgspec.json.encode(details))
+    refusal = problem_answer(error, *_SECURITY_HEADERS, *more)
+    await _answer(scope, send, refusal.status, list(refusal.headers), refusal.body)
 
 
 async def _answer(scope: Scope, send: Send, status: int, headers: list[Header], body: bytes) -> None:

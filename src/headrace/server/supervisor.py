@@ -9,34 +9,56 @@ its children.
 import asyncio
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from headrace.app import WORKERS_MAX, asked_for_workers
 from headrace.clock import Clock, SystemClock
 from headrace.config import Config
 from headrace.embedded import DirectoryLock, EmbeddedPostgres, EmbeddedRedis
+from headrace.embedded.directory import Owner, make_private, usable
 from headrace.errors import BackendError, HeadraceError, PortTaken
-from headrace.events import Observer, ProcessExited, ProcessStarted, Silent
+from headrace.events import Observer, ProcessExited, ProcessFailed, ProcessStarted, Silent
 from headrace.server.assignment import Assignment
 from headrace.server.backoff import Backoff
 from headrace.server.children import Child, EmbeddedChild, OwnChild
 
 _WATCH_S = 0.05
 
+_RUN_FILES = ("counters*", "snapshot*", "controller.lock", "workers", "workers.*.new")
+"""What the processes of a run make in its directory."""
+
+# What may pass by itself: a full disk, a program that is being replaced, no file descriptors, processes, memory or
+# threads left (of the last Python tells by a RuntimeError).
+_MAY_PASS = (HeadraceError, OSError, subprocess.SubprocessError, RuntimeError, MemoryError, psutil.Error)
+
 
 def cpus() -> int:
     """CPUs that this process may use."""
     return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+
+
+@dataclass(slots=True, eq=False)
+class _Keeper:
+    """One child, and the task that keeps it alive until it is told to leave it."""
+
+    child: Child
+    ready: "asyncio.Future[None]"
+    """Done when the child is ready for the first time, or the service cannot come up."""
+    leave: asyncio.Event
+    process: subprocess.Popen[bytes] | None = None
+    """The child's last process, until it was seen to its end."""
+    task: "asyncio.Task[None] | None" = None
 
 
 class Supervisor:
@@ -57,11 +79,14 @@ class Supervisor:
         self._observer = observer or Silent()
         self._clock = clock or SystemClock()
         self._directory = config.embedded.directory.resolve()
-        self._run_directory = self._directory / "run"
-        self._keepers: dict[str, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._run_directory = self._directory / "headrace-run"
+        self._keepers: dict[str, _Keeper] = {}
+        """All whose child may still be alive, those that leave it included."""
+        self._workers_wanted = config.server.workers or cpus()
+        self._is_up = False
         self._stopping = asyncio.Event()
-        self._failure: HeadraceError | None = None
-        self._socket = socket.socket()
+        self._failure: BaseException | None = None
+        self._socket: socket.socket
         self._redis: EmbeddedRedis | None = None
         self._shards: list[EmbeddedPostgres] = []
 
@@ -89,6 +114,8 @@ class Supervisor:
             try:
                 await self._start()
                 if not self._stopping.is_set():
+                    self._is_up = True
+                    self._adjust_workers()
                     on_up(self)
                 await self._stopping.wait()
             finally:
@@ -115,9 +142,12 @@ class Supervisor:
         return listening
 
     def _fresh_run_directory(self) -> None:
-        """What the processes share belongs to this run alone."""
-        shutil.rmtree(self._run_directory, ignore_errors=True)
-        self._run_directory.mkdir(mode=0o700)
+        """What the processes share belongs to this run alone; what they did not make is left alone."""
+        make_private(self._run_directory, Owner(os.geteuid(), os.getegid()))
+        with usable(self._directory):
+            for pattern in _RUN_FILES:
+                for left in self._run_directory.glob(pattern):
+                    left.unlink()
 
     def _on_signals(self) -> None:
         loop = asyncio.get_running_loop()
@@ -125,6 +155,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGTTIN, self.add_worker)
         loop.add_signal_handler(signal.SIGTTOU, self.remove_worker)
+        loop.add_signal_handler(signal.SIGUSR1, self._scale_as_asked)
 
     async def _start(self) -> None:
         """Embedded servers side by side, then our own processes side by side."""
@@ -133,8 +164,8 @@ class Supervisor:
         await self._all_ready([EmbeddedChild(server, clock=self._clock) for server in servers])
         if self._stopping.is_set():
             return
-        workers = self._config.server.workers or cpus()
-        await self._all_ready([self._controller(), *(self._worker(index) for index in range(workers))])
+        workers = [self._worker(index) for index in range(self._workers_wanted)]
+        await self._all_ready([self._controller(), *workers])
 
     def _choose_embedded(self) -> None:
         embedded = self._config.embedded
@@ -192,58 +223,106 @@ class Supervisor:
 
     def add_worker(self) -> None:
         """Serve with one more worker."""
-        index = next(index for index in range(10_000) if f"worker-{index}" not in self._keepers)
-        self._keep(self._worker(index))
+        self.scale(self._workers_wanted + 1)
 
     def remove_worker(self) -> None:
         """Let the newest worker drain and end; the last one stays."""
-        workers = [name for name in self._keepers if name.startswith("worker-")]
-        if len(workers) > 1:
-            _, leave = self._keepers.pop(max(workers, key=lambda name: int(name.removeprefix("worker-"))))
-            leave.set()
+        self.scale(self._workers_wanted - 1)
+
+    def scale(self, workers: int) -> None:
+        """Serve with this many workers, at least one: the newest drain and leave, or more are started."""
+        self._workers_wanted = min(max(workers, 1), WORKERS_MAX)
+        if self._is_up and not self._stopping.is_set():
+            self._adjust_workers()
+
+    def _scale_as_asked(self) -> None:
+        workers = asked_for_workers(self._run_directory)
+        if workers is not None:
+            self.scale(workers)
+
+    def _adjust_workers(self) -> None:
+        # By index; one that still drains is not counted, but its name is not free: what is told of the two would mix.
+        known = {int(name.removeprefix("worker-")): name for name in self._keepers if name.startswith("worker-")}
+        serving = [self._keepers[known[index]] for index in sorted(known)]
+        serving = [keeper for keeper in serving if not keeper.leave.is_set()]
+        for keeper in serving[self._workers_wanted :]:
+            keeper.leave.set()
+        missing = max(0, self._workers_wanted - len(serving))
+        for index in islice((index for index in count() if index not in known), missing):
+            self._keep(self._worker(index))
 
     def _keep(self, child: Child) -> "asyncio.Future[None]":
         """Run a child until told to leave it; the future is done when it is ready for the first time."""
         loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-        leave = asyncio.Event()
-        task = loop.create_task(self._keeping(child, ready, leave))
-        self._keepers[child.name] = (task, leave)
-        return ready
+        keeper = self._keepers[child.name] = _Keeper(child, loop.create_future(), asyncio.Event())
+        keeper.task = loop.create_task(self._keeping(keeper))
+        keeper.task.add_done_callback(partial(self._left, keeper))
+        return keeper.ready
 
-    async def _keeping(self, child: Child, ready: "asyncio.Future[None]", leave: asyncio.Event) -> None:
-        backoff = Backoff()
+    def _left(self, keeper: _Keeper, task: "asyncio.Task[None]") -> None:
+        """Forget who has done his work; one that ended otherwise is a bug, which ends the service in order."""
+        del self._keepers[keeper.child.name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _keeping(self, keeper: _Keeper) -> None:
+        leave, backoff = keeper.leave, Backoff()
         while not leave.is_set():
-            started_at = self._clock.monotonic()
-            process: subprocess.Popen[bytes] | None = None
+            started_at, failure = self._clock.monotonic(), None
             try:
-                await child.prepare()
-                process = child.spawn()
-                self._observer.on(ProcessStarted(child.name, process.pid))
-                await self._until(leave, child.wait_until_ready(process))
-                if not ready.done():
-                    ready.set_result(None)
-                await self._until(leave, self._ended(child, process))
-            except HeadraceError as error:
-                if not ready.done():
-                    ready.set_result(None)
-                    self._fail(error)
+                await self._one_run(keeper)
+            except _MAY_PASS as error:
+                failure = error
+                if not (self._is_up or keeper.ready.done()):
+                    self._fail_start(keeper, error)
                     await leave.wait()
             if leave.is_set():
                 break
             backoff = backoff.after(self._clock.monotonic() - started_at)
-            if process is not None:
-                exit_code = process.poll()
-                if exit_code is None:
-                    await child.stop(process)
-                    exit_code = process.returncode
-                self._observer.on(ProcessExited(child.name, process.pid, exit_code, backoff.wait_s))
+            await self._end(keeper, failure, backoff.wait_s)
             await self._until(leave, self._clock.sleep(backoff.wait_s))
-        if process is not None:
-            await child.stop(process)
+        await self._end(keeper, None, None)
 
-    def _fail(self, error: HeadraceError) -> None:
+    async def _one_run(self, keeper: _Keeper) -> None:
+        """Start the child and watch it until it ends, or until told to leave it."""
+        child, leave = keeper.child, keeper.leave
+        if keeper.process is not None:
+            # It would not end after the last run, and there must not be two.
+            await child.stop(keeper.process)
+            keeper.process = None
+        await child.prepare()
+        process = keeper.process = child.spawn()
+        self._observer.on(ProcessStarted(child.name, process.pid))
+        await self._until(leave, child.wait_until_ready(process))
+        if leave.is_set():
+            return
+        if not keeper.ready.done():
+            keeper.ready.set_result(None)
+        await self._until(leave, self._ended(child, process))
+
+    async def _end(self, keeper: _Keeper, failure: BaseException | None, restart_in_s: float | None) -> None:
+        """End what is left of the last run, and tell how that went."""
+        child, process = keeper.child, keeper.process
+        if process is not None:
+            try:
+                await child.stop(process)
+                keeper.process = None
+            except _MAY_PASS as error:
+                failure = error
+        if failure is not None:
+            self._observer.on(ProcessFailed(child.name, str(failure), restart_in_s))
+        if process is not None and restart_in_s is not None and process.poll() is not None:
+            self._observer.on(ProcessExited(child.name, process.pid, process.returncode, restart_in_s))
+
+    def _fail_start(self, keeper: _Keeper, error: BaseException) -> None:
         """The service cannot come up."""
+        if not isinstance(error, HeadraceError):
+            cause, error = error, BackendError(f"{keeper.child.name} cannot be started: {error}.")
+            error.__cause__ = cause
+        self._fail(error)
+        keeper.ready.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
         if self._failure is None:
             self._failure = error
         self._stopping.set()
@@ -270,16 +349,17 @@ class Supervisor:
 
     async def _stop(self) -> None:
         """Workers first, so that they can still write; then the controller; the servers last."""
+        self._stopping.set()
         for is_next in (
             lambda name: name.startswith("worker-"),
             lambda name: name == "controller",
             lambda name: True,
         ):
-            names = [name for name in self._keepers if is_next(name)]
-            keepers = [self._keepers.pop(name) for name in names]
-            for _, leave in keepers:
-                leave.set()
-            await asyncio.gather(*(task for task, _ in keepers))
+            keepers = [keeper for name, keeper in self._keepers.items() if is_next(name)]
+            for keeper in keepers:
+                keeper.leave.set()
+            # What a keeper raises, `_left` has taken down.
+            await asyncio.gather(*(keeper.task for keeper in keepers if keeper.task), return_exceptions=True)
 
 
 def with_overrides(

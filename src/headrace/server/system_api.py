@@ -27,9 +27,9 @@ class WorkerView(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """`ok` when everything is up, `degraded` when something is not but requests are served."""
+    """`ok`: everything is up; `degraded`: something is not, but requests are served; `down`: none can be."""
 
-    status: Literal["ok", "degraded"]
+    status: Literal["ok", "degraded", "down"]
     version: str
     components: tuple[Component, ...]
     workers: tuple[WorkerView, ...]
@@ -61,9 +61,10 @@ class SystemApi:
                 method="GET",
                 path=f"{PREFIX}/health",
                 name="health",
-                summary="What is up, as this worker sees it.",
+                summary="What is up, as this worker sees it; 503 when nothing can be served.",
                 handler=self.health,
-                answers={200: Health},
+                answers={200: Health, 503: Health},
+                is_public=True,
             ),
             Operation(
                 method="GET",
@@ -88,22 +89,21 @@ class SystemApi:
 
     async def health(self, exchange: Exchange) -> Answer:
         """What is up."""
-        components = []
         remote = self._rooms.cache.statistics().remote_available
-        if remote is not None:
-            components.append(Component("redis", "up" if remote else "down"))
+        cache = () if remote is None else (_component("redis", is_up=remote),)
+        shards: tuple[Component, ...] = ()
         if self._rooms.database is not None:
-            shards = self._rooms.database.statistics().shards
-            components += [Component(name, "up" if node.available else "down") for name, node in shards.items()]
+            nodes = self._rooms.database.statistics().shards
+            shards = tuple(_component(name, is_up=node.available) for name, node in nodes.items())
         snapshot = self._rooms.monitor.snapshot()
         workers = snapshot.workers if snapshot else ()
         health = Health(
-            status="ok" if all(each.status == "up" for each in components) else "degraded",
+            status=_status(cache, shards),
             version=self._version,
-            components=tuple(components),
+            components=cache + shards,
             workers=tuple(WorkerView(worker.pid, worker.started_at) for worker in workers),
         )
-        return answer(health, 200, (b"cache-control", b"no-store"))
+        return answer(health, 503 if health.status == "down" else 200, (b"cache-control", b"no-store"))
 
     async def history(self, exchange: Exchange) -> Answer:
         """The last hour."""
@@ -115,3 +115,14 @@ class SystemApi:
         accept = next((value for name, value in exchange.scope["headers"] if name == b"accept"), b"")
         content_type, text = await self._rooms.monitor.metrics(accept.decode("latin-1"))
         return Answer(text, 200, ((b"content-type", content_type.encode()),))
+
+
+def _component(name: str, *, is_up: bool) -> Component:
+    return Component(name, "up" if is_up else "down")
+
+
+def _status(cache: tuple[Component, ...], shards: tuple[Component, ...]) -> Literal["ok", "degraded", "down"]:
+    """Every request needs a shard, of which each serves its own keys; the cache only makes them faster."""
+    if shards and all(shard.status == "down" for shard in shards):
+        return "down"
+    return "ok" if all(each.status == "up" for each in cache + shards) else "degraded"

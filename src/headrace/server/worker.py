@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import socket
 import sys
 
@@ -10,14 +11,12 @@ from starlette.types import ASGIApp
 
 from headrace.clock import SystemClock
 from headrace.config import Config
+from headrace.embedded.launch import die_with_parent
 from headrace.errors import CallerError, ConfigError, HeadraceError
 from headrace.server import log
 from headrace.server.application import Headrace
-from headrace.server.assignment import Assignment
+from headrace.server.assignment import EXIT_CONFIG, Assignment
 from headrace.server.pulse import Pulse
-
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits.h: starting again would not help."""
 
 
 def imported(path: str) -> ASGIApp:
@@ -85,22 +84,21 @@ def serve(assignment: Assignment, config: Config) -> int:
         assignment.alive_fd,
     )
     server.run(sockets=[socket.socket(fileno=assignment.listen_fd)])
-    return 0 if server.started else EXIT_CONFIG
+    return 0 if server.started else 1
 
 
 def main() -> int:
     """Run the worker that the argument describes."""
     assignment = Assignment.from_argument(sys.argv[1])
+    # The launcher's SIGTERM would wait for the event loop, which an agent may hold for ever.
+    die_with_parent(assignment.supervisor_pid, signal.SIGKILL)
     try:
         config = assignment.config()
         log.configure(config.log, process=f"worker-{assignment.worker}")
         return serve(assignment, config)
-    except CallerError as error:
-        sys.stderr.write(f"headrace: {error}\n")
-        return EXIT_CONFIG
     except HeadraceError as error:
         sys.stderr.write(f"headrace: {error}\n")
-        return 1
+        return EXIT_CONFIG if isinstance(error, CallerError) else 1
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from headrace.events import RequestFailed
 from headrace.server.exchange import Endpoint, Operation, answer
 
 DECODER = msgspec.json.Decoder(dict[str, int])
+JSON = ((b"content-type", b"application/json"),)
 
 
 class Notes:
@@ -27,7 +28,7 @@ async def echo(exchange):
     return answer(await exchange.body(DECODER))
 
 
-async def called(handler, *messages, method="POST", headers=(), bytes_max=100, timeout_s=5.0, notes=None):
+async def called(handler, *messages, method="POST", headers=JSON, bytes_max=100, timeout_s=5.0, notes=None):
     """The messages that an operation sends for the messages that it receives."""
     operation = Operation(method="POST", path="/x", name="x", summary="", handler=handler)
     endpoint = Endpoint(operation, bytes_max=bytes_max, timeout_s=timeout_s, observer=notes or Notes())
@@ -56,6 +57,32 @@ async def test_a_body_in_parts_is_put_together():
     """However the server cut it."""
     sent = await called(echo, part(b'{"a"', more=True), part(b": ", more=True), part(b"1}"))
     assert status_and_body(sent) == (200, {"a": 1})
+
+
+@pytest.mark.parametrize("media_type", [b"application/json; charset=utf-8", b"Application/JSON"])
+async def test_json_may_be_spelt_in_several_ways(media_type):
+    """Parameters and letter case of a media type do not matter."""
+    sent = await called(echo, part(b'{"a": 1}'), headers=[(b"content-type", media_type)])
+    assert status_and_body(sent) == (200, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [],
+        [(b"content-type", b"")],
+        [(b"content-type", b"text/plain")],
+        [(b"content-type", b"text/plain; application/json")],
+        [(b"content-type", b"application/x-www-form-urlencoded")],
+        [(b"content-type", b"multipart/form-data; boundary=application/json")],
+    ],
+)
+async def test_a_body_that_a_page_may_send_unasked_is_not_read(headers):
+    """A browser sends these types anywhere without asking the server first."""
+    sent = await called(echo, part(b'{"a": 1}'), headers=headers)
+    status, problem = status_and_body(sent)
+    assert (status, problem["code"]) == (415, "not-json")
+    assert "Content-Type: application/json" in problem["fix"]
 
 
 async def test_a_body_without_length_is_cut_off_at_the_limit():
@@ -93,6 +120,18 @@ async def test_what_we_depend_on_fails_with_a_503():
     sent = await called(fails)
     assert status_and_body(sent)[0] == 503
     assert (b"retry-after", b"1") in sent[0]["headers"]
+
+
+async def test_a_503_that_an_operation_answers_itself_is_no_failed_request():
+    """Only errors are; an operation may say with its status that something is down."""
+
+    async def says_down(exchange):
+        return answer({"status": "down"}, 503)
+
+    notes = Notes()
+    sent = await called(says_down, notes=notes)
+    assert status_and_body(sent) == (503, {"status": "down"})
+    assert notes.events == []
 
 
 async def test_a_bug_is_a_500_that_tells_nothing(monkeypatch):

@@ -1,0 +1,99 @@
+"""A network between the cache and Redis that holds up, delays, tears and refuses, while both ends are well."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from headrace.cache import Cache, RemoteConfig
+from headrace.testing import TcpProxy
+from tests.redis_servers import CLOCK, until
+
+QUICK = {"timeout": 0.2, "connect_timeout": 0.2, "reconnect_wait_max": 0.1}
+
+
+@pytest.fixture
+async def proxy(server) -> AsyncIterator[TcpProxy]:
+    async with TcpProxy(server.socket) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def far(proxy) -> AsyncIterator[Cache]:
+    """A cache behind the bad network, without copies in memory."""
+    remote = RemoteConfig(url=f"redis://{proxy.address}/0", **QUICK)
+    async with Cache(remote=remote, memory=None) as cache:
+        yield cache
+
+
+async def usable(cache: Cache) -> None:
+    for number in range(500):
+        await cache.set("probe", number)
+        if await cache.get("probe") == number:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the shared tier never came back")
+
+
+async def test_a_silent_network_costs_one_timeout(far, proxy):
+    """While nothing passes, calls answer within the timeout, then at once; when it passes again, so do they."""
+    await far.set("k", 1)
+    proxy.deaf()
+    started = CLOCK.monotonic()
+    assert await far.get("k", "away") == "away"
+    assert CLOCK.monotonic() - started < 2
+    await until(lambda: not far.statistics().remote_available, "the silence is noticed")
+    started = CLOCK.monotonic()
+    assert [await far.get("k", "away") for _ in range(50)] == ["away"] * 50
+    assert CLOCK.monotonic() - started < 1
+    proxy.heal()
+    await usable(far)
+    assert await far.get("k") == 1
+
+
+async def test_a_delete_whose_reply_is_lost_is_made_sure_of(far, proxy, open_cache):
+    """With the outcome unknown the key is not believed until the delete was delivered again."""
+    near = await open_cache(memory=None)
+    await far.set("k", "old")
+    proxy.deaf(to_server=False)
+    deleting = asyncio.get_running_loop().create_task(far.delete("k"))
+    while await near.get("k") is not None:
+        await asyncio.sleep(0.01)
+    await near.set("k", "new")
+    proxy.cut()
+    await deleting
+    assert await far.get("k") is None
+    proxy.heal()
+    await usable(far)
+    assert await far.get("k") == await near.get("k")
+
+
+async def test_torn_replies_are_never_a_wrong_value(far, proxy):
+    """Connections that end in the middle of a reply give the value or nothing, whatever byte it is."""
+    values = {f"k{number}": f"value of {number}" * 20 for number in range(20)}
+    await far.set_many(values)
+    for after_bytes in range(0, 3000, 150):
+        proxy.cut(after_bytes=after_bytes)
+        found = await asyncio.gather(*map(far.get, values))
+        assert all(value in {None, values[key]} for key, value in zip(values, found, strict=True))
+        await usable(far)
+    assert await far.get_many(values) == values
+    assert proxy.accepted > 10
+
+
+async def test_a_slow_network_is_not_a_dead_one(far, proxy):
+    """Below the timeout every call arrives, and those made together take one delay, not many."""
+    await far.set_many({f"k{number}": number for number in range(100)})
+    proxy.delay(0.04)
+    started = CLOCK.monotonic()
+    assert await asyncio.gather(*(far.get(f"k{number}") for number in range(100))) == list(range(100))
+    assert 0.07 < CLOCK.monotonic() - started < 0.2
+
+
+async def test_a_refused_connection_is_tried_again(far, proxy):
+    """With nobody listening calls degrade at once; they work again soon after somebody does."""
+    await far.set("k", 1)
+    await proxy.stop()
+    assert await far.get_or_load("k", lambda: "loaded") == "loaded"
+    await proxy.start()
+    await usable(far)

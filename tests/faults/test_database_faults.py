@@ -1,0 +1,192 @@
+"""Shards that are dead, late, frozen or not who they should be, while the others serve."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+
+import psutil
+import psycopg
+import pytest
+
+from headrace.agents.config import AgentsConfig
+from headrace.agents.postgres_store import PostgresStore
+from headrace.clock import SystemClock
+from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.embedded import EmbeddedPostgres, started
+from headrace.errors import ConfigError, DatabaseUnavailable
+from headrace.events import Event, ShardRecovered, ShardUnavailable
+
+BOUND_S = 15.0
+
+
+class Notes:
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def on(self, event: Event) -> None:
+        self.events.append(event)
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
+    """A Postgres that runs, and one that is prepared and down."""
+    directory = tmp_path_factory.mktemp("postgres")
+    with started(EmbeddedPostgres(directory / "live", name="live")) as live:
+        late = EmbeddedPostgres(directory / "late", name="late")
+        with started(late):
+            pass
+        yield live, late
+
+
+@pytest.fixture
+def config(servers: tuple[EmbeddedPostgres, EmbeddedPostgres]) -> DatabaseConfig:
+    """Both as shards, with nothing in the one that runs."""
+    live, late = servers
+    with psycopg.connect(live.url, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    shards = (ShardConfig(name="live", dsn=live.url), ShardConfig(name="late", dsn=late.url))
+    return DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=0.5)
+
+
+def tenant_on(database: Database, shard: str) -> str:
+    return next(name for name in map(str, range(1000)) if database.locate(name).shard == shard)
+
+
+def is_available(database: Database, shard: str) -> bool:
+    return database.statistics().shards[shard].available
+
+
+async def until_available(database: Database, shard: str, *, expected: bool) -> None:
+    async with asyncio.timeout(BOUND_S):
+        while is_available(database, shard) is not expected:
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def stored(database: Database) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(database, AgentsConfig(), writer="test", clock=SystemClock(), observer=Notes())
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def running(server: EmbeddedPostgres) -> AsyncIterator[None]:
+    """The server, started and stopped beside the loop."""
+    context = started(server)
+    await asyncio.to_thread(context.__enter__)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(context.__exit__, None, None, None)
+
+
+@contextmanager
+def frozen(server: EmbeddedPostgres) -> Iterator[None]:
+    """Stop all processes of a server, so that it neither answers nor hangs up."""
+    postmaster = psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
+    processes = [postmaster, *postmaster.children(recursive=True)]
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
+
+
+async def test_a_dead_shard_keeps_no_other_from_serving(config):
+    """The store opens, the tenants of the live shard are served, those of the dead one are told what is down."""
+    async with Database(config) as database, stored(database) as store:
+        assert await store.agents(tenant_on(database, "live"), offset=0, limit=10) == ([], 0)
+        with pytest.raises(DatabaseUnavailable, match="Shard late does not answer"):
+            await store.agents(tenant_on(database, "late"), offset=0, limit=10)
+
+
+async def test_a_dead_shard_is_known_without_being_asked_for(config):
+    """Right after the open, before anybody used it: what health says of it is true."""
+    notes = Notes()
+    async with Database(config, observer=notes) as database:
+        assert (is_available(database, "live"), is_available(database, "late")) == (True, False)
+    assert [event.shard for event in notes.events if isinstance(event, ShardUnavailable)] == ["late"]
+
+
+async def test_a_dead_shard_does_not_fill_the_log(config, caplog):
+    """Why the first attempts failed is logged; that it is still down is not said again with every further one."""
+    async with Database(config) as database:
+        assert "No such file" in caplog.text
+        lines = len(caplog.records)
+        for _ in range(3):
+            await database.nodes["late"].probe()
+        assert len(caplog.records) == lines
+
+
+async def test_what_a_client_is_told_of_a_dead_shard_holds_nothing_of_its_dsn(config):
+    """Neither socket, user nor password travel in an error."""
+    shards = (config.shards[0], replace(config.shards[1], dsn="host=/nowhere user=someone password = hunter2"))
+    async with Database(replace(config, shards=shards)) as database:
+        with pytest.raises(DatabaseUnavailable) as caught:
+            await database.fetch("SELECT 1", key=tenant_on(database, "late"))
+    for secret in ("/nowhere", "someone", "hunter2"):
+        assert secret not in str(caught.value)
+
+
+async def test_a_shard_that_comes_late_is_found_and_prepared(config, servers):
+    """Nobody asks for it meanwhile; its schema is there before its first statement."""
+    notes = Notes()
+    async with Database(config, observer=notes) as database, stored(database) as store, running(servers[1]):
+        await until_available(database, "late", expected=True)
+        assert await store.agents(tenant_on(database, "late"), offset=0, limit=10) == ([], 0)
+        assert await database.fetch_value("SELECT shard FROM headrace_shard_map", key=tenant_on(database, "late"))
+    assert [type(event) for event in notes.events] == [ShardUnavailable, ShardRecovered]
+
+
+async def test_a_late_shard_with_another_map_serves_nothing(config, servers):
+    """It is refused when it is reached, on every call, while the others go on; and it is not counted as available."""
+    async with running(servers[1]):
+        with psycopg.connect(servers[1].url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        async with Database(replace(config, shards=config.shards[1:])):
+            pass
+    async with Database(config) as database, running(servers[1]):
+        refusal = None
+        async with asyncio.timeout(BOUND_S):
+            while refusal is None:
+                try:
+                    await database.fetch("SELECT 1", key=tenant_on(database, "late"))
+                except DatabaseUnavailable:
+                    continue
+                except ConfigError as error:
+                    refusal = error
+        assert "keeps a map of 4096 slots (late: 4096)" in str(refusal)
+        await database.nodes["late"].probe()
+        assert not is_available(database, "late")
+        assert await database.fetch_value("SELECT 1", key=tenant_on(database, "live")) == 1
+
+
+async def test_a_shard_that_freezes_is_found_without_being_used(config, servers):
+    """It accepts connections and answers nothing; thawed, it is found again."""
+    async with Database(replace(config, shards=config.shards[:1])) as database:
+        with frozen(servers[0]):
+            await until_available(database, "live", expected=False)
+        await until_available(database, "live", expected=True)
+
+
+async def test_a_frozen_shard_does_not_hold_up_the_closing(config, servers):
+    """A question that is still open is given up at once."""
+    async with asyncio.timeout(BOUND_S):
+        database = await Database(replace(config, shards=config.shards[:1])).__aenter__()
+        with frozen(servers[0]):
+            await until_available(database, "live", expected=False)
+            async with asyncio.timeout(5.0):
+                await database.__aexit__(None, None, None)

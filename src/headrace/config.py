@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -58,7 +58,7 @@ class ServerConfig:
     workers: int = 0
     """Serving processes; 0: one for each CPU."""
     token: str | None = field(default=None, repr=False)
-    """With it, every path but the health check and the dashboard's page wants `Authorization: Bearer <token>`."""
+    """With it, our own paths but the health check and the dashboard's page want `Authorization: Bearer <token>`."""
     body_bytes_max: int = 16 * 1024 * 1024
     """Largest request body."""
     request_timeout_s: float = 60.0
@@ -156,12 +156,18 @@ def load_config(path: Path | str | None = None, *, environment: Mapping[str, str
 def build(kind: type[T], data: Mapping[str, Any], path: str = "") -> T:
     """A config dataclass from plain data, checked key by key."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{path or 'The configuration'} is {data!r}; it must be a table.")
+        raise ConfigError(f"{path or 'The configuration'} is {_kind_of(data)}; it must be a table.")
     hints = _fields(kind)
     for key in data:
         if key not in hints:
             raise ConfigError(f"The key {_joined(path, key)!r} does not exist.{_did_you_mean(key, hints)}")
-    values = {key: _converted(hints[key], value, _joined(path, key)) for key, value in data.items()}
+    values = {}
+    for each in dataclasses.fields(cast("Any", kind)):
+        if each.name in data:
+            place = _joined(path, each.name)
+            values[each.name] = _converted(hints[each.name], data[each.name], place, is_secret=not each.repr)
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"The key {_joined(path, each.name)!r} is missing.", fix=f"Give {path} its {each.name}.")
     return kind(**values)
 
 
@@ -178,8 +184,18 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value if each.repr or value is None else "***"
 
 
-def _converted(hint: Any, value: Any, path: str) -> Any:
-    options = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
+
+
+def _kind_of(value: Any) -> str:
+    """What a value is, without the value: where a table belongs, a string may be a URL with its password."""
+    kinds = {str: "a string", bool: "a boolean", int: "an integer", float: "a float", list: "a list", dict: "a table"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def _converted(hint: Any, value: Any, path: str, *, is_secret: bool) -> Any:
+    options = _options(hint)
     table: Any = next((option for option in options if dataclasses.is_dataclass(option)), None)
     if table is not None:
         if value is False and type(None) in options:
@@ -188,12 +204,12 @@ def _converted(hint: Any, value: Any, path: str) -> Any:
     item = next(iter(get_args(hint)), None)
     if get_origin(hint) is tuple and isinstance(item, type) and dataclasses.is_dataclass(item):
         if not isinstance(value, list):
-            raise ConfigError(f"{path} is {value!r}; it must be a list of tables ([[{path}]]).")
+            raise ConfigError(f"{path} is {_kind_of(value)}; it must be a list of tables ([[{path}]]).")
         return tuple(build(item, each, f"{path}[{index}]") for index, each in enumerate(value))
-    return _leaf(hint, options, value, path)
+    return _leaf(hint, options, value, path, is_secret=is_secret)
 
 
-def _leaf(hint: Any, options: tuple[Any, ...], value: Any, path: str) -> Any:
+def _leaf(hint: Any, options: tuple[Any, ...], value: Any, path: str, *, is_secret: bool) -> Any:
     if Path in options and isinstance(value, str):
         return Path(value)
     for option in options:
@@ -205,8 +221,7 @@ def _leaf(hint: Any, options: tuple[Any, ...], value: Any, path: str) -> Any:
     try:
         return msgspec.convert(value, hint)
     except (msgspec.ValidationError, TypeError) as error:
-        shown = "***" if "token" in path or "password" in path or "key" in path else repr(value)
-        raise ConfigError(f"{path} is {shown}: {error}.") from error
+        raise ConfigError(f"{path} is {'***' if is_secret else repr(value)}: {error}.") from error
 
 
 def _lay_over(data: dict[str, Any], variable: str, text: str) -> None:
@@ -217,27 +232,33 @@ def _lay_over(data: dict[str, Any], variable: str, text: str) -> None:
             f"The variable {variable} names no setting.{_did_you_mean(variable, paths)}",
             fix="Unset it, or name a setting: `headrace doctor` lists them.",
         )
-    *tables, key = paths[variable]
-    for table in tables:
+    (*tables, key), hint = paths[variable]
+    for index, table in enumerate(tables, 1):
         data = data.setdefault(table, {})
-    data[key] = _from_text(text)
+        if not isinstance(data, dict):
+            raise ConfigError(f"{'.'.join(tables[:index])} is {_kind_of(data)}; {variable} needs it to be a table.")
+    data[key] = _from_text(hint, text)
 
 
-def _from_text(text: str) -> Any:
-    """A variable's text as the TOML value that it looks like, else as a string."""
+def _from_text(hint: Any, text: str) -> Any:
+    """A variable's text as it is where text belongs, else as the TOML value that it looks like.
+
+    A token may consist of digits, and a password be `true`.
+    """
+    if not {str, Path}.isdisjoint(_options(hint)):
+        return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-def _variables(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _variables(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[tuple[str, ...], Any]]]:
     for name, hint in _fields(kind).items():
-        options = get_args(hint) if get_origin(hint) in {Union, types.UnionType} else (hint,)
-        table = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        table = next((option for option in _options(hint) if dataclasses.is_dataclass(option)), None)
         if table is not None:
             yield from _variables(table, (*path, name))
-        yield PREFIX + "_".join((*path, name)).upper(), (*path, name)
+        yield PREFIX + "_".join((*path, name)).upper(), ((*path, name), hint)
 
 
 def _fields(kind: Any) -> dict[str, Any]:

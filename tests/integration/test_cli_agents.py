@@ -1,5 +1,6 @@
 """`headrace agents` and `headrace doctor` as a person uses them."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -7,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from headrace.cli.agents import _show
+from headrace.cli.client import Client
+from headrace.database import Database
+from headrace.errors import CallerError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -86,6 +92,8 @@ def test_a_failed_execution_is_an_exit_code(agents, tmp_path):
         (["run", "echo", "--file", "nokey"], "Write --file key=value"),
         (["run", "echo", "--file", "a=/absent"], "cannot be read"),
         (["run", "echo", "--set", "a=text"], "is no JSON"),
+        (["run", "echo", "--input", "[1]", "--set", "a=1"], "has no keys"),
+        (["run", "echo", "--input", "7", "--file", f"a={__file__}"], "has no keys"),
         (["status", "nobody"], "No agent 'nobody'"),
     ],
 )
@@ -121,3 +129,57 @@ def test_doctor_asks_the_configured_servers(service, unused_tcp_port):
     code, printed = headrace("doctor", environment=environment)
     assert code == 1
     assert "is away" in printed
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"title": "t", "summary": "text"},
+        {"title": "t", "summary": [["a"]]},
+        {"title": "t", "summary": [[["a"], 1]]},
+        {"title": "t", "tables": {"a": 1}},
+        {"title": "t", "tables": ["a"]},
+        {"title": "t", "tables": [{"columns": ["a", "b"], "rows": [[1, 2], [1]]}]},
+        {"title": "t", "tables": [{"columns": ["a"], "rows": [[1, 2]]}]},
+        {"title": "t", "tables": [{"columns": 5, "rows": []}]},
+    ],
+)
+def test_an_output_that_only_resembles_a_report_is_printed_as_json(output, capsys):
+    """An agent may answer what it likes; the title is a key like any other then."""
+    times = {"status": "completed", "run_ms": 1.0, "cpu_ms": 1.0, "error": None}
+    _show({**times, "agent_id": "a", "version": "1.0.0", "execution_id": "e", "output": output})
+    printed = capsys.readouterr().out
+    assert json.loads(printed[: printed.rindex("}") + 1]) == output
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "ftp://x", "http://", "http://[", "127.0.0.1:port"])
+def test_a_url_that_leads_nowhere_is_told(url):
+    """With the form of one that does."""
+    with pytest.raises(CallerError, match="is no URL of a service"):
+        Client(url)
+
+
+def test_doctor_tells_where_a_dead_shard_was_looked_for(tmp_path):
+    """Its address, for the operator who asks, and nothing else of its dsn."""
+    shards = f'[{{name = "a", dsn = "host={tmp_path} user=someone password = hunter2"}}]'
+    code, printed = headrace("doctor", "--json", environment={"HEADRACE_DATABASE_SHARDS": shards})
+    findings = json.JSONDecoder().raw_decode(printed[printed.index("{") :])[0]["findings"]
+    found = {finding["name"]: finding for finding in findings}
+    assert (code, found["a"]["state"]) == (1, "missing")
+    assert f"does not answer: no connection within 2 s. ({tmp_path}:5432/)" in found["a"]["detail"]
+    assert "hunter2" not in printed
+    assert "someone" not in printed
+
+
+async def test_doctor_compares_the_shard_map_and_writes_none(database, database_config):
+    """Looking at a new shard does not make it one of this configuration; looking at an old one tells a difference."""
+    first = database_config.shards[0]
+    only = {"HEADRACE_DATABASE_SHARDS": f'[{{name = "{first.name}", dsn = "{first.dsn}"}}]'}
+    code, printed = await asyncio.to_thread(headrace, "doctor", "--json", environment=only)
+    assert code == 0, printed
+    assert not (await database.nodes[first.name].fetch("SELECT to_regclass('headrace_shard_map') IS NOT NULL"))[0][0]
+    async with Database(database_config):
+        pass
+    code, printed = await asyncio.to_thread(headrace, "doctor", "--json", environment=only)
+    assert code == 1
+    assert "keeps a map of 4096 slots" in printed

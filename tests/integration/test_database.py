@@ -2,14 +2,15 @@
 
 import asyncio
 import uuid
+from dataclasses import replace
 
 import pytest
 
 from headrace.clock import SystemClock
 from headrace.database import Database
 from headrace.database.migrations import Migration, migrate
-from headrace.errors import CallerError, NotOpen, StatementFailed, StatementTimeout
-from headrace.events import Event, MigrationApplied, Silent
+from headrace.errors import CallerError, ConfigError, NotOpen, Overloaded, StatementFailed, StatementTimeout
+from headrace.events import Event, MigrationApplied, ShardUnavailable, Silent
 
 
 class Notes:
@@ -92,8 +93,6 @@ async def test_a_refused_statement_names_its_constraint(database):
 
 async def test_a_statement_over_its_limit_is_cut_off(database_config):
     """The server enforces the limit; the connection stays usable."""
-    from dataclasses import replace
-
     async with Database(replace(database_config, statement_timeout_s=0.05)) as database:
         with pytest.raises(StatementTimeout):
             await database.fetch("SELECT pg_sleep(10)", key=1)
@@ -112,18 +111,82 @@ async def test_execute_many_is_one_transaction(database):
 async def test_ten_nodes_may_migrate_at_once(database):
     """The advisory lock lets one apply it and the others find it done."""
     notes = Notes()
-    migration = Migration("0001_pre_t.sql", "pre", "CREATE TABLE t (); CREATE TABLE u ()")
+    migration = Migration("0001_t.sql", "CREATE TABLE t (); CREATE TABLE u ()")
     node = database.nodes["shard-0"]
-    await asyncio.gather(
-        *(migrate(node, [migration], stage="pre", clock=SystemClock(), observer=notes) for _ in range(4))
-    )
+    await asyncio.gather(*(migrate(node, [migration], clock=SystemClock(), observer=notes) for _ in range(4)))
     assert [type(event) for event in notes.events] == [MigrationApplied]
 
 
 async def test_a_failing_migration_leaves_nothing(database):
     """Its statements and its record are one transaction."""
     node = database.nodes["shard-0"]
-    migration = Migration("0001_pre_t.sql", "pre", "CREATE TABLE t (); SELECT 1/0")
+    migration = Migration("0001_t.sql", "CREATE TABLE t (); SELECT 1/0")
     with pytest.raises(StatementFailed):
-        await migrate(node, [migration], stage="pre", clock=SystemClock(), observer=Silent())
+        await migrate(node, [migration], clock=SystemClock(), observer=Silent())
     assert (await node.fetch("SELECT to_regclass('t')"))[0][0] is None
+
+
+async def test_a_pool_whose_connections_are_all_busy_is_overloaded(database_config):
+    """The shard is well and stays so in the statistics; nobody is told that it went away."""
+    notes = Notes()
+    config = replace(database_config, connections_max=1, acquire_timeout_s=0.1)
+    async with Database(config, observer=notes) as database:
+        async with database.transaction(key=1) as transaction:
+            await transaction.fetch("SELECT 1")
+            with pytest.raises(Overloaded, match=r"1 busy connections.* within 0\.1 s"):
+                await database.fetch("SELECT 1", key=1, read_only=True)
+            await database.nodes[database.locate(1).shard].probe()
+        assert all(shard.available for shard in database.statistics().shards.values())
+        assert await database.fetch_value("SELECT 1", key=1) == 1
+    assert not [event for event in notes.events if isinstance(event, ShardUnavailable)]
+
+
+async def kept(database):
+    """Who each shard says that it is, where it keeps a map."""
+    names = {}
+    for node in database.nodes.values():
+        if (await node.fetch("SELECT to_regclass('headrace_shard_map') IS NOT NULL"))[0][0]:
+            names[node.name] = (await node.fetch("SELECT shard FROM headrace_shard_map"))[0][0]
+    return names
+
+
+async def test_every_shard_keeps_the_map(database, database_config):
+    """From the first open on, also when many processes are the first; a later open finds itself in agreement."""
+
+    async def opened():
+        async with Database(database_config) as other:
+            return await other.fetch_value("SELECT 1", key=1)
+
+    assert await asyncio.gather(*(opened() for _ in range(4))) == [1] * 4
+    assert await kept(database) == {"shard-0": "shard-0", "shard-1": "shard-1"}
+    assert await opened() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a, b: {"shards": (a,)}, r"shard-1: \d+\); .*\(shard-0: 4096\)"),
+        (lambda a, b: {"shards": (a, replace(b, name="other"))}, "other"),
+        (lambda a, b: {"shards": (a, replace(b, active=False))}, r"\(shard-0: 4096\)"),
+        (lambda a, b: {"shards": (a, replace(b, weight=5.0))}, "slots would be looked for on another shard"),
+        (lambda a, b: {"shards": (replace(a, dsn=b.dsn), replace(b, dsn=a.dsn))}, "holds shard 'shard-1'"),
+        (lambda a, b: {"slots": 8}, "of 8 slots"),
+    ],
+)
+async def test_a_configuration_that_would_hide_data_is_refused(database, database_config, change, said):
+    """At open, before anything is served, with what is kept, what is configured and the fix."""
+    async with Database(database_config):
+        pass
+    with pytest.raises(ConfigError, match=said):
+        await Database(replace(database_config, **change(*database_config.shards))).__aenter__()
+
+
+async def test_a_refused_configuration_leaves_no_trace(database, database_config):
+    """A new shard does not learn a map that the old ones refuse."""
+    first, second = database_config.shards
+    async with Database(replace(database_config, shards=(first,))):
+        pass
+    with pytest.raises(ConfigError):
+        await Database(replace(database_config, shards=(second, first))).__aenter__()
+    assert await kept(database) == {"shard-0": "shard-0"}
+    await database.nodes["shard-0"].execute("DROP TABLE headrace_shard_map")

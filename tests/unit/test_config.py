@@ -119,3 +119,51 @@ def test_every_setting_is_listed_once():
     names = [name for name, _ in leaves(Config())]
     assert len(names) == len(set(names))
     assert {"server.port", "cache.memory.entries_max", "database.slots", "agents.timeout_s"} <= set(names)
+
+
+@pytest.mark.parametrize("token", ["12345678901234567890", "true", "[1, 2, 3, 4, 5, 6]", '"0123456789abcdef"'])
+def test_a_variable_of_a_text_setting_is_taken_as_it_is(token):
+    """A token of digits is a token, not a number; nothing of it is read as TOML."""
+    token = token.ljust(16, "0")
+    environment = {
+        "HEADRACE_SERVER_TOKEN": token,
+        "HEADRACE_CACHE_REMOTE_PASSWORD": token,
+        "HEADRACE_EMBEDDED_DIRECTORY": "2026",
+    }
+    config = load_config(environment=environment)
+    assert config.server.token == token
+    assert config.cache.remote is not None
+    assert config.cache.remote.password == token
+    assert config.embedded.directory == Path("2026")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[cache]\nremote = 'redis://me:hunter2@cache/0'",
+        "[cache.remote]\nurl = ['redis://me:hunter2@cache/0']",
+        "[database]\nshards = 'postgresql://me:hunter2@host/db'",
+        "[database]\nshards = ['postgresql://me:hunter2@host/db']",
+        "[[database.shards]]\nname = 'a'\ndsn = ['postgresql://me:hunter2@host/db']",
+        "server = 'hunter2'",
+    ],
+)
+def test_a_misplaced_secret_is_not_shown(tmp_path, text):
+    """The error names the key and the kind of the value, never a value that may hold a password."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(file_with(tmp_path, text))
+    assert "hunter2" not in str(caught.value)
+    assert any(key in str(caught.value) for key in ("cache.remote", "database.shards", "server"))
+
+
+def test_a_variable_below_what_is_no_table_is_told(tmp_path):
+    """The file says that there is no memory tier, the variable sets one of its settings."""
+    path = file_with(tmp_path, "[cache]\nmemory = false")
+    with pytest.raises(ConfigError, match=r"cache\.memory is a boolean; HEADRACE_CACHE_MEMORY_ENTRIES_MAX needs"):
+        load_config(path, environment={"HEADRACE_CACHE_MEMORY_ENTRIES_MAX": "5"})
+
+
+def test_a_missing_key_is_named(tmp_path):
+    """A shard without a dsn leads nowhere."""
+    with pytest.raises(ConfigError, match=r"database\.shards\[0\]\.dsn' is missing"):
+        load_config(file_with(tmp_path, "[[database.shards]]\nname = 'a'"))

@@ -320,7 +320,7 @@ class Filler:
         """Write what was loaded, if the right to do so still stands, and keep it, if nothing came between."""
         fresh_s = self._fresh_s(request, value)
         entry = self._fresh_entry(request, value, load_s, fresh_s)
-        keep = right is Right.ALONE
+        keep = is_alone = right is Right.ALONE
         if isinstance(right, Lease):
             assert self._shared is not None
             if fresh_s > 0 and tags is not None and self._near.holds(request.key, epoch):
@@ -330,10 +330,13 @@ class Filler:
                     await self._at_home(self._shared.release(right))
                     raise
                 # None: the tier went away meanwhile, and this process's memory is all there is.
-                keep = await self._at_home(self._shared.commit(right, sealed)) is not False
+                done = await self._at_home(self._shared.commit(right, sealed))
+                keep, is_alone = done is not False, done is None
                 entry.version = sealed.version
             else:
                 await self._at_home(self._shared.release(right))
+        if is_alone:
+            self._limit_alone(entry)
         kept = keep and self._near.install(request.key, entry, epoch, request.policy)
         if fresh_s > 0 and not kept:
             self._counts.add("installs_refused")
@@ -356,12 +359,14 @@ class Filler:
         kept = [(*item, life_s) for item, life_s in zip(items, lives, strict=True) if life_s > 0]
         epochs = self._near.begin_writes([request.key for request, _, _ in kept])
         taken = [True] * len(kept) if self._shared is None else await self._at_home(self._put_shared(kept))
-        self._near.end_writes(
-            [
-                Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy)
-                for (request, value, life_s), epoch in zip(kept, epochs, strict=True)
-            ]
-        )
+        writes = [
+            Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy)
+            for (request, value, life_s), epoch in zip(kept, epochs, strict=True)
+        ]
+        for write, ok in zip(writes, taken, strict=True):
+            if not ok:
+                self._limit_alone(write.entry)
+        self._near.end_writes(writes)
         lost = [
             request.key
             for (request, _, _), ok in zip(kept, taken, strict=True)
@@ -473,6 +478,12 @@ class Filler:
             load_s=load_s,
             tags=request.tags,
         )
+
+    def _limit_alone(self, entry: Entry) -> None:
+        """The shared tier does not have this value, so it will not tell when others change it: the bound of unheard
+        changes holds."""
+        if self._shared is not None and self._shared.unheard_s is not None:
+            entry.age(self._clock.monotonic() + self._shared.unheard_s)
 
     def _from_shared(self, request: Request, envelope: Envelope, epoch: Epoch) -> Entry:
         """The envelope as an entry, installed in memory."""

@@ -28,7 +28,7 @@ from msgspec import UNSET, UnsetType
 
 from headrace.cache.policies import POLICIES
 from headrace.cache.policies.node import NO_QUEUE, spread
-from headrace.cache.timer_wheel import FOREVER, Timer, TimerWheel
+from headrace.cache.timer_wheel import FOREVER, IDLE, Timer, TimerWheel
 from headrace.clock import Clock, SystemClock
 from headrace.errors import CallerError
 
@@ -39,6 +39,9 @@ EXPIRY_STEPS: Final = 32
 SHRINK_STEPS: Final = 1024
 """Evictions of a `resize` before other writers get their turn."""
 UNBOUNDED: Final = 1 << 60
+LIFETIME_MAX: Final = 1e9
+"""Seconds, 31 years, beyond which a time to live is for ever."""
+OWN: Final = UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class MemoryCache:
         self._expirations = 0
         self._lock = threading.RLock()
         self._busy = False
-        self._removed: list[Entry] = []
+        self._removed: Timer = IDLE
         self._deferred: deque[Callable[[], object]] = deque()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ class MemoryCache:
         key: Hashable,
         value: Any,
         *,
-        ttl: float | UnsetType | None = UNSET,
+        ttl: float | UnsetType | None = OWN,
         weight: int = 1,
         tags: Iterable[str] = (),
     ) -> bool:
@@ -187,7 +190,7 @@ class MemoryCache:
         that is meant. `tags` name groups for `invalidate_tag`. A value that may not live (`ttl=0`) or is heavier than
         `weight_max` is not stored, and what was under the key before is removed.
         """
-        lifetime = self._ttl if ttl is UNSET else _checked_ttl(ttl)
+        lifetime = self._ttl if ttl is OWN else _checked_ttl(ttl)
         if weight != 1:
             _checked_bound("weight", weight)
         labels = _checked_tags(tags) if tags else ()
@@ -314,48 +317,51 @@ class MemoryCache:
         return True
 
     def _leave(self, before: object) -> None:
-        """Give the lock back, after what was called from inside this call. Values die outside: their finalizers are
-        code.
+        """Give the lock back, and do what was asked for from inside this call.
 
-        `before` is held by the caller until this returns.
+        Values die after that, since their finalizers may be code that calls us; `before`, a value that was replaced, is
+        held by the caller until this returns.
         """
         removed = self._removed
-        if removed:
-            self._removed = []
+        self._removed = IDLE
         self._busy = False
         try:
             while self._deferred:
                 self._deferred.popleft()()
         finally:
             self._lock.release()
-        if removed:
-            removed.clear()
+        while removed is not IDLE:
+            rest = removed.later
+            removed.later = IDLE
+            removed = rest
 
     def _settle(self, now: float) -> None:
-        """Bring the policy and the clock up to date: at most RING hits and EXPIRY_STEPS timers."""
-        hits = self._hits
-        told = self._hits_told
-        if hits != told:
-            ring = self._ring
-            policy = self._policy
-            for index in range(max(told, hits - RING), hits):
-                entry = ring[index & (RING - 1)]
-                # A hit may be recorded after its entry was removed by another thread.
-                if entry.queue is not NO_QUEUE:
-                    policy.hit(entry)
-                ring[index & (RING - 1)] = NOBODY
-            self._hits_told = hits
+        """Bring policy and wheel up to date: at most RING hits and EXPIRY_STEPS timers."""
+        if self._hits != self._hits_told:
+            self._tell_hits()
         wheel = self._wheel
-        wheel.advance(now)
-        for _ in range(EXPIRY_STEPS):
-            timer = wheel.due()
-            if timer is None:
-                break
-            if timer.deadline <= now:
-                self._remove(cast("Entry", timer))
-                self._expirations += 1
-            else:
-                wheel.schedule(timer)
+        if wheel.advance(now):
+            for _turn in range(EXPIRY_STEPS):
+                timer = wheel.due()
+                if timer is None:
+                    break
+                if timer.deadline <= now:
+                    self._remove(cast("Entry", timer))
+                    self._expirations += 1
+                else:
+                    wheel.schedule(timer)
+
+    def _tell_hits(self) -> None:
+        hits = self._hits
+        ring = self._ring
+        policy = self._policy
+        for index in range(max(self._hits_told, hits - RING), hits):
+            entry = ring[index & (RING - 1)]
+            # A hit may be recorded after its entry was removed by another thread.
+            if entry.queue is not NO_QUEUE:
+                policy.hit(entry)
+            ring[index & (RING - 1)] = NOBODY
+        self._hits_told = hits
 
     def _collect(self, entry: Entry) -> None:
         """Remove an entry that a reader found expired, unless another thread was faster."""
@@ -411,7 +417,7 @@ class MemoryCache:
             return False
         try:
             self._settle(self._monotonic())
-            for _ in range(SHRINK_STEPS):
+            for _turn in range(SHRINK_STEPS):
                 if len(self._entries) <= self._entries_max and self._weight <= self._weight_max:
                     return False
                 self._evict()
@@ -449,7 +455,9 @@ class MemoryCache:
         self._wheel.cancel(entry)
         if entry.tags:
             self._unindex(entry)
-        self._removed.append(entry)
+        # Removed entries hang on the link that the wheel no longer needs until the lock is free.
+        entry.later = self._removed
+        self._removed = entry
 
     def _index(self, entry: Entry) -> None:
         for tag in entry.tags:
@@ -483,7 +491,7 @@ def _checked_ttl(ttl: float | None) -> float:
             f"ttl={ttl!r} is not a time to live.",
             fix="Give seconds of 0 or more, or None for a value that never expires.",
         )
-    return seconds
+    return FOREVER if seconds > LIFETIME_MAX else seconds
 
 
 def _checked_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class _LateThreads(ThreadPoolExecutor):
             outcome: Future[T] = Future()
             try:
                 outcome.set_result(function(*args, **kwargs))
-            except Exception as error:  # whatever it is, it belongs to whoever asked
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to whoever asked
                 outcome.set_exception(error)
             return outcome
 
@@ -135,15 +135,19 @@ def _start() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
 def _run(loop: asyncio.AbstractEventLoop, executor: Executor) -> None:
     try:
         loop.run_forever()
-        # Calls whose caller did not wait for their end.
-        rest = asyncio.all_tasks(loop)
-        for task in rest:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.run_until_complete(_end_calls())
         loop.run_until_complete(loop.shutdown_asyncgens())
     finally:
         executor.shutdown()
         loop.close()
+
+
+async def _end_calls() -> None:
+    """Those whose caller did not wait for their end."""
+    calls = asyncio.all_tasks() - {asyncio.current_task()}
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 PORTAL = Portal()

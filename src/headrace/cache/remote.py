@@ -177,25 +177,31 @@ class Remote:
     async def unlink_matching(self, glob: bytes, kind: Callable[[bytes], bool | None]) -> int:
         """Remove every key that matches on every primary, a bounded batch at a time; how many counted.
 
-        `kind` says of a found key whether it counts (True), goes uncounted (False) or stays (None). A key that is
-        there from beginning to end is found; one that comes meanwhile may be (as with SCAN). Cancelling it leaves the
-        rest in place.
+        `kind` says of a found key whether it counts (True), goes uncounted (False) or stays (None). What does not
+        count is the right to write what does, and goes everywhere first: a right that is used during that walk leaves
+        its key to the second one, while a single walk could pass both names just before. A key that is there from
+        beginning to end is found; one that comes meanwhile may be (as with SCAN). Cancelling it leaves the rest in
+        place.
         """
+        await self._unlink_everywhere(glob, lambda name: kind(name) is False)
+        return await self._unlink_everywhere(glob, lambda name: kind(name) is True)
+
+    async def _unlink_everywhere(self, glob: bytes, is_wanted: Callable[[bytes], bool]) -> int:
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._unlink_on(pipeline, glob, kind)) for pipeline in self.primaries()]
+                tasks = [
+                    group.create_task(self._unlink_on(pipeline, glob, is_wanted)) for pipeline in self.primaries()
+                ]
         except* CacheUnavailable as group_error:
             failure = group_error.exceptions[0]
         else:
             return sum(task.result() for task in tasks)
         raise failure
 
-    async def _unlink_on(self, pipeline: Pipeline, glob: bytes, kind: Callable[[bytes], bool | None]) -> int:
+    async def _unlink_on(self, pipeline: Pipeline, glob: bytes, is_wanted: Callable[[bytes], bool]) -> int:
         removed = 0
         async for keys in self._scan(pipeline, glob):
-            # What does not count goes first: it is the right to write what does.
-            await self.unlink([key for key in keys if kind(key) is False])
-            removed += await self.unlink([key for key in keys if kind(key)])
+            removed += await self.unlink([key for key in keys if is_wanted(key)])
         return removed
 
     async def _scan(self, pipeline: Pipeline, glob: bytes) -> AsyncIterator[list[bytes]]:

@@ -79,6 +79,7 @@ class SharedTier(RemoteWatcher):
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
+        self._clears = 0
         self._own = OwnWrites()
         self._tracking: Tracking | None = None
         self._leases = Leases(self._remote, lease_s=config.lease, token=self._random, rng=tokens.random)
@@ -434,7 +435,11 @@ class SharedTier(RemoteWatcher):
     async def forget_all(self) -> None:
         """Begin a new generation; the old entries are unreachable at once and leave with their TTL."""
         self._deferred.everything = True
-        await self._deliver_everything()
+        self._clears += 1
+        try:
+            await self._deliver_everything()
+        finally:
+            self._clears -= 1
 
     async def _deliver_keys(self, keys: Sequence[str]) -> int | None:
         for key in keys:
@@ -507,7 +512,8 @@ class SharedTier(RemoteWatcher):
 
     async def _deliver_deferred(self) -> None:
         deferred = self._deferred
-        if deferred.everything:
+        # The echo of a `clear` may come before its answer: it is not owed, it is on its way.
+        if deferred.everything and not self._clears:
             await self._deliver_everything()
         if self.keyspace.generation is None or not deferred.is_owed:
             return

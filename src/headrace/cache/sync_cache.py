@@ -41,10 +41,10 @@ class SyncCache:
         cache = SyncCache(remote=RemoteConfig(url="redis://cache:6379/0"))
         user = cache.get_or_load("user:42", lambda: load_user(42))
 
-    It takes what `Cache` takes, and `wait_max`: seconds that one call may wait for the shared tier, a loader's own time
-    not counted. It opens itself at its first use and closes at exit, if `with` or `close` did not do so before. After a
-    fork the child opens a cache of its own, with nothing in memory; make it when a module is imported, in a preloaded
-    gunicorn application too.
+    It takes what `Cache` takes, and `wait_max`: seconds that one call may wait for the shared tier, the time of
+    loaders not counted. It opens itself at its first use and closes itself at exit, unless `with` or `close` does.
+    After a fork the child opens a cache of its own, with nothing in memory: make it when a module is imported, also in
+    a preloaded gunicorn application.
     """
 
     def __init__(

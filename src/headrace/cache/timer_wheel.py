@@ -6,9 +6,12 @@ deadline is touched at most once per wheel. Source: G. Varghese and T. Lauck, Ha
 SOSP 1987; the five wheels follow Caffeine's.
 """
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from headrace.cache.policies.node import NOWHERE, Node
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 FOREVER = float("inf")
 """The deadline of what never expires."""
@@ -24,7 +27,7 @@ class Timer(Node):
 
     __slots__ = ("deadline", "earlier", "later")
 
-    def __init__(self, key_hash: int, weight: int, deadline: float) -> None:
+    def __init__(self, key_hash: "i64", weight: "i64", deadline: float) -> None:
         super().__init__(key_hash, weight)
         self.deadline = deadline
         """Monotonic seconds from which on it must not be seen."""
@@ -58,7 +61,7 @@ class TimerWheel:
     __slots__ = ("_due", "_wheels", "second")
 
     def __init__(self, now: float) -> None:
-        self.second = int(now)
+        self.second: i64 = int(now)
         """The second that time stands at."""
         self._wheels = [[Bucket() for _ in range(buckets)] for buckets in BUCKETS]
         self._due = Bucket()
@@ -67,7 +70,7 @@ class TimerWheel:
         """Wait for the deadline of a timer that is not waiting. FOREVER is never waited for."""
         if timer.deadline == FOREVER:
             return
-        tick = int(timer.deadline)
+        tick: i64 = int(timer.deadline)
         ahead = tick - self.second
         if ahead < 64:
             # What is late already goes where the next step looks.
@@ -95,24 +98,14 @@ class TimerWheel:
         timer.earlier = IDLE
         timer.later = IDLE
 
-    def advance(self, now: float) -> None:
-        """Move to `now`: at most 165 buckets, whatever time has passed, and no timer is touched."""
-        second = int(now)
+    def advance(self, now: float) -> bool:
+        """Move to `now`; whether something is due. Looks at 165 buckets at most, however long it was, and at no timer."""
+        second: i64 = int(now)
         before = self.second
-        if second <= before:
-            return
-        self.second = second
-        # A bucket of the finest wheel is due when its second is over, a coarser one is dealt out when its time begins.
-        entered = 0
-        for wheel, shift in zip(self._wheels, SHIFTS, strict=True):
-            first = (before >> shift) + entered
-            steps = (second >> shift) - (before >> shift)
-            if steps == 0:
-                return
-            buckets = len(wheel)
-            for tick in range(first, first + min(steps, buckets)):
-                self._splice(wheel[tick & (buckets - 1)])
-            entered = 1
+        if second > before:
+            self.second = second
+            self._collect(before, second)
+        return self._due.later is not self._due
 
     def due(self) -> Timer | None:
         """The next timer whose bucket has passed, no longer waiting. It may have to be scheduled again."""
@@ -121,6 +114,19 @@ class TimerWheel:
             return None
         self.cancel(timer)
         return timer
+
+    def _collect(self, before: "i64", second: "i64") -> None:
+        # A bucket of the finest wheel is due when its second is over, a coarser one is dealt out when its time begins.
+        entered: i64 = 0
+        for level, wheel in enumerate(self._wheels):
+            shift: i64 = SHIFTS[level]
+            steps = (second >> shift) - (before >> shift)
+            if steps == 0:
+                return
+            first = (before >> shift) + entered
+            for tick in range(first, first + min(steps, len(wheel))):
+                self._splice(wheel[tick & (len(wheel) - 1)])
+            entered = 1
 
     def _splice(self, bucket: Timer) -> None:
         first = bucket.later

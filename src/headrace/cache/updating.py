@@ -67,7 +67,7 @@ class Updater:
         self._queues: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def update(self, request: Request, change: Change) -> Any:
-        """What is under the key after `change` decided: the new value, or the old one (UNSET: none) if it made none."""
+        """What is under the key after `change` decided; UNSET: nothing."""
         if self._shared is None:
             return self._update_here(request, change)
         if running_loop() is self._home:

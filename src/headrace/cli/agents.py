@@ -127,7 +127,12 @@ def _next_version(client: Client, agent_id: str, source: bytes) -> str:
 def _input(text: str | None, files: tuple[str, ...], settings: tuple[str, ...]) -> Any:
     if text is not None and not (files or settings):
         return _json(text, "--input")
-    found: dict[str, Any] = _json(text, "--input") if text is not None else {}
+    found = _json(text, "--input") if text is not None else {}
+    if not isinstance(found, dict):
+        raise CallerError(
+            f"--input is {json.dumps(found)[:40]}, which has no keys for --file and --set.",
+            fix="Write an object, --input '{...}', or leave --file and --set out.",
+        )
     for option, pairs in (("--file", files), ("--set", settings)):
         for pair in pairs:
             key, equals, value = pair.partition("=")
@@ -170,7 +175,7 @@ def _watched(client: Client, execution: dict[str, Any]) -> dict[str, Any]:
 def _show(execution: dict[str, Any]) -> None:
     colour = "green" if execution["status"] == "completed" else "red"
     output = execution["output"]
-    if isinstance(output, dict) and "title" in output:
+    if _is_report(output):
         _console.rule(_plain(output["title"]), align="left")
         _show_pairs(dict(output.get("summary", [])))
         for table in output.get("tables", []):
@@ -183,6 +188,32 @@ def _show(execution: dict[str, Any]) -> None:
         f"[{colour}]{execution['status']}[/] in {execution['run_ms']:.1f} ms"
         f" ({execution['cpu_ms']:.1f} ms CPU) · {execution['agent_id']} {execution['version']}"
         f" · {execution['execution_id']}"
+    )
+
+
+def _is_report(output: Any) -> bool:
+    """Whether an agent's output has the shape of a report: a title, a summary in pairs, tables with even rows.
+
+    Anything else is as good an output, and printed as the JSON that it is.
+    """
+    if not isinstance(output, dict) or "title" not in output:
+        return False
+    summary, tables = output.get("summary", []), output.get("tables", [])
+    has_pairs = isinstance(summary, dict) or (
+        isinstance(summary, list)
+        and all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in summary)
+    )
+    return has_pairs and isinstance(tables, list) and all(map(_is_table, tables))
+
+
+def _is_table(contents: Any) -> bool:
+    if not isinstance(contents, dict):
+        return False
+    columns, rows = contents.get("columns", []), contents.get("rows", [])
+    return (
+        isinstance(columns, list)
+        and isinstance(rows, list)
+        and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
     )
 
 

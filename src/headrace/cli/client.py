@@ -3,7 +3,7 @@
 import http.client
 import json
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from headrace.errors import BackendError, CallerError
 
@@ -14,12 +14,10 @@ class Client:
     """Calls to one running service."""
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise CallerError(f"{url!r} is no URL of a service.", fix="Write http://host:port.")
+        parts = _parts(url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._url = f"{parts.scheme}://{parts.netloc}"
-        self._connection = kind(parts.hostname, parts.port, timeout=_TIMEOUT_S)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str) -> Any:
@@ -42,11 +40,26 @@ class Client:
             ) from error
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            # Everything that we are asked for answers with an object, problems too.
             raise BackendError(
-                f"{self._url}{path} answered {response.status} without JSON.", fix="Is this a headrace service?"
-            ) from error
+                f"{self._url}{path} answered {response.status} without a JSON object.",
+                fix="Is this a headrace service?",
+            )
         if response.status >= 400:
             kind = CallerError if response.status < 500 else BackendError
             raise kind(value.get("detail", text.decode(errors="replace")), fix=value.get("fix"))
         return value
+
+
+def _parts(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        is_usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise CallerError(f"{url!r} is no URL of a service.", fix="Write http://host:port.")
+    return parts

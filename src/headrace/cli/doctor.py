@@ -16,7 +16,8 @@ import click
 
 if TYPE_CHECKING:
     from headrace.config import CacheConfig, Config
-    from headrace.database import DatabaseConfig
+    from headrace.database import DatabaseConfig, ShardMap
+    from headrace.database.nodes import Node
 
 _EXTENSIONS = ("hypopg", "pg_stat_statements")
 _CAPABILITIES = """
@@ -159,18 +160,27 @@ async def _redis(config: "CacheConfig") -> Finding:
 
 async def _shards(config: "DatabaseConfig") -> list[Finding]:
     from headrace.database import Database
-    from headrace.errors import BackendError
 
-    found = []
-    async with Database(config) as database:
-        for name, node in database.nodes.items():
-            try:
-                rows = await node.fetch(_CAPABILITIES, read_only=True)
-            except BackendError as error:
-                found.append(Finding(name, "missing", error.message))
-                continue
-            version, extensions = rows[0]
-            lacking = sorted(set(_EXTENSIONS) - set(extensions))
-            detail = f"Postgres {version}" + (f", without {', '.join(lacking)}" if lacking else "")
-            found.append(Finding(name, "fallback" if lacking else "ok", detail))
-    return found
+    # The nodes are asked one by one, without opening the Database: that would make a new shard keep the map.
+    database = Database(config)
+    return list(await asyncio.gather(*(_shard(node, database.shard_map) for node in database.nodes.values())))
+
+
+async def _shard(node: "Node", shard_map: "ShardMap") -> Finding:
+    from headrace.database.kept_map import KeptMap, check_map, read_map
+    from headrace.errors import HeadraceError
+
+    try:
+        await node.open()
+        rows = await node.fetch(_CAPABILITIES, read_only=True)
+        kept = await read_map(node)
+        if kept is not None:
+            check_map(kept, KeptMap(node.name, shard_map))
+    except HeadraceError as error:
+        return Finding(node.name, "missing", f"{error.message} ({node.address})")
+    finally:
+        await node.close()
+    version, extensions = rows[0]
+    lacking = sorted(set(_EXTENSIONS) - set(extensions))
+    detail = f"Postgres {version}" + (f", without {', '.join(lacking)}" if lacking else "")
+    return Finding(node.name, "fallback" if lacking else "ok", detail)

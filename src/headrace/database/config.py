@@ -1,16 +1,8 @@
 """What the database room can be told."""
 
-import re
 from dataclasses import dataclass, field
 
 from headrace.errors import ConfigError
-
-_PASSWORD = re.compile(r"(?P<before>://[^:/@]*:)[^@]*(?=@)|(?P<key>password=)\S+")
-
-
-def without_password(dsn: str) -> str:
-    """The connection string as it may be shown: its password replaced by ***."""
-    return _PASSWORD.sub(lambda match: f"{match['before'] or match['key']}***", dsn)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

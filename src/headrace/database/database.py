@@ -1,7 +1,7 @@
 """The door of the database room: name a key and the statement runs on the shard that holds it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -10,13 +10,16 @@ import msgspec
 
 from headrace.clock import Clock, SystemClock
 from headrace.database.config import DatabaseConfig
-from headrace.database.nodes import Node, NodeStatistics, Transaction, checked_dsn
+from headrace.database.kept_map import KeptMap, check_map, keep_map, read_map
+from headrace.database.nodes import Node, NodeStatistics, Transaction
 from headrace.database.placement.postgres_hash import Key, hash_key
 from headrace.database.rows import Row
 from headrace.database.shard_map import Placement, ShardMap
 from headrace.errors import BugError, CallerError, DatabaseUnavailable, NotOpen
 from headrace.events import Observer, Silent
 
+_WATCH_S = 1.0
+"""A shard that has said nothing for so long is asked whether it is there."""
 _SAMPLE_KEYS: tuple[str | int, ...] = (
     "",
     "a",
@@ -46,20 +49,33 @@ class Database:
     def __init__(
         self, config: DatabaseConfig, *, clock: Clock | None = None, observer: Observer | None = None
     ) -> None:
-        for shard in config.shards:
-            checked_dsn(shard)
         self.config = config
         self.shard_map = ShardMap.plan(
             config.slots, {shard.name: shard.weight for shard in config.shards if shard.active}
         )
-        clock, observer = clock or SystemClock(), observer or Silent()
-        self.nodes = {shard.name: Node(shard, config, clock=clock, observer=observer) for shard in config.shards}
+        self._clock, observer = clock or SystemClock(), observer or Silent()
+        self.nodes = {shard.name: Node(shard, config, clock=self._clock, observer=observer) for shard in config.shards}
+        self._watches: set[asyncio.Task[None]] = set()
         self._open = False
 
     async def __aenter__(self) -> Self:
-        """Start connecting to every shard; one that is down does not keep the others from serving."""
-        for node in self.nodes.values():
-            await node.open()
+        """Connect to every shard and compare the shard map with the one that each keeps.
+
+        A shard that is down does not keep the others from serving: it is asked again every second, and compared before
+        it serves. Raises `ConfigError` if a shard keeps another map than the configuration makes.
+        """
+        try:
+            for node in self.nodes.values():
+                await node.open()
+            await asyncio.gather(*(node.probe() for node in self.nodes.values()))
+            await self._compare_maps()
+            await self.prepare(_verify_hash)
+            await self.prepare(lambda node: keep_map(node, self.shard_map))
+        except BaseException:
+            await self._close()
+            raise
+        loop = asyncio.get_running_loop()
+        self._watches = {loop.create_task(self._watch(node)) for node in self.nodes.values()}
         self._open = True
         return self
 
@@ -67,8 +83,43 @@ class Database:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close every connection."""
+        await self._close()
+
+    async def _close(self) -> None:
         self._open = False
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         await asyncio.gather(*(node.close() for node in self.nodes.values()))
+
+    async def _watch(self, node: Node) -> None:
+        while True:
+            await self._clock.sleep(_WATCH_S)
+            if node.is_silent(_WATCH_S):
+                await node.probe()
+
+    async def _compare_maps(self) -> None:
+        """Compare with all shards before one of them is told to keep a map that another would refuse."""
+        for node in self._reached():
+            try:
+                kept = await read_map(node)
+            except DatabaseUnavailable:
+                continue
+            if kept is not None:
+                check_map(kept, KeptMap(node.name, self.shard_map))
+
+    async def prepare(self, preparation: Callable[[Node], Awaitable[None]]) -> None:
+        """Run this on every shard before it serves anything else: now, or when a shard that is down is reached."""
+        for node in self.nodes.values():
+            node.prepare(preparation)
+        for node in self._reached():
+            try:
+                await node.ready()
+            except DatabaseUnavailable:
+                continue
+
+    def _reached(self) -> list[Node]:
+        return [node for node in self.nodes.values() if node.available]
 
     def locate(self, key: Key) -> Placement:
         """The shard and slot of a key."""
@@ -127,17 +178,7 @@ class Database:
 
     async def verify_hash(self) -> None:
         """Compare our slot hash with each reachable shard's own; a key must never have two homes."""
-        for node in self.nodes.values():
-            for key in _SAMPLE_KEYS:
-                function = (
-                    "hashint8extended($1::bigint, 0)" if isinstance(key, int) else "hashtextextended($1::text, 0)"
-                )
-                try:
-                    rows = await node.fetch(f"SELECT {function}", (key,), read_only=True)
-                except DatabaseUnavailable:
-                    break
-                if rows[0][0] % 2**64 != hash_key(key):
-                    raise BugError(f"Shard {node.name} hashes {key!r} differently than headrace does.")
+        await asyncio.gather(*(_verify_hash(node) for node in self._reached()))
 
     def statistics(self) -> DatabaseStatistics:
         """The pools, now."""
@@ -154,3 +195,14 @@ class Database:
             f"The statement names no key, and there are {len(self.nodes)} shards.",
             fix="Pass key=..., or use fetch_everywhere for a query over all shards.",
         )
+
+
+async def _verify_hash(node: Node) -> None:
+    functions = (
+        f"hashint8extended(${number}::bigint, 0)" if isinstance(key, int) else f"hashtextextended(${number}::text, 0)"
+        for number, key in enumerate(_SAMPLE_KEYS, 1)
+    )
+    rows = await node.fetch(f"SELECT {', '.join(functions)}", _SAMPLE_KEYS, read_only=True)
+    for key, theirs in zip(_SAMPLE_KEYS, rows[0], strict=True):
+        if theirs % 2**64 != hash_key(key):
+            raise BugError(f"Shard {node.name} hashes {key!r} differently than headrace does.")

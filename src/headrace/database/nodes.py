@@ -4,24 +4,31 @@ What broke decides what the caller is told: no connection, or an error that Post
 nothing was kept (`DatabaseUnavailable`, `StatementFailed`, `StatementTimeout`). A connection that died after a write
 was sent means that nobody knows (`OutcomeUnknown`); such a write is never repeated here. A read is repeated once, on
 another connection.
+
+Whether a node is available is found out by asking: every statement tells, and where there are none, `probe` does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from headrace.clock import Clock
-from headrace.database.config import DatabaseConfig, ShardConfig, without_password
+from headrace.database.config import DatabaseConfig, ShardConfig
 from headrace.database.rows import Row, row_of
 from headrace.errors import (
     BackendError,
-    CallerError,
+    ConfigError,
     DatabaseUnavailable,
     HeadraceError,
+    NotOpen,
     OutcomeUnknown,
     Overloaded,
     StatementFailed,
@@ -36,6 +43,13 @@ _TIMEOUTS = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
 _GOING_AWAY = (psycopg.errors.AdminShutdown, psycopg.errors.CannotConnectNow)
 
 
+_CLOSE_S = 1.0
+"""How long closing waits for connections that are just being made."""
+
+
+_POOL_LOG = logging.getLogger("psycopg.pool")
+
+
 class NodeStatistics(NamedTuple):
     """The connections of this process to one node."""
 
@@ -43,6 +57,7 @@ class NodeStatistics(NamedTuple):
     idle: int
     waiting: int
     available: bool
+    """It answered last time, and nothing is missing that must run before it serves."""
 
 
 class Transaction:
@@ -69,13 +84,18 @@ class Node:
 
     def __init__(self, shard: ShardConfig, config: DatabaseConfig, *, clock: Clock, observer: Observer) -> None:
         self.name = shard.name
-        self.available = True
+        self.available = False
+        self.address = _address(shard)
         self._clock = clock
         self._observer = observer
-        self._down_since = 0.0
-        self._check: asyncio.Task[None] | None = None
         self._config = config
-        self._shown_dsn = without_password(shard.dsn)
+        self._down_since: float | None = None
+        self._heard_at = -float("inf")
+        self._unprepared: deque[Callable[[Node], Awaitable[None]]] = deque()
+        self._lent: dict[psycopg.AsyncConnection[Any], asyncio.Task[Any] | None] = {}
+        self._check: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._pool: AsyncConnectionPool[psycopg.AsyncConnection[Any]] = AsyncConnectionPool(
             shard.dsn,
             kwargs={"autocommit": True, "row_factory": _row_factory, "cursor_factory": psycopg.AsyncRawCursor},
@@ -88,7 +108,7 @@ class Node:
             # The pool doubles its delay after each failure without a bound; giving up early makes the next caller's
             # wait start a fresh attempt, so that a Postgres that is back is found within that wait.
             reconnect_timeout=min(1.0, config.acquire_timeout_s),
-            name=shard.name,
+            name=f"headrace {shard.name}",
         )
 
     async def _configure(self, connection: psycopg.AsyncConnection[Any]) -> None:
@@ -101,14 +121,79 @@ class Node:
 
     async def open(self) -> None:
         """Start connecting; does not wait, so that one dead shard does not keep the others from serving."""
+        _POOL_LOG.addFilter(self._is_news)
         await self._pool.open(wait=False)
 
     async def close(self) -> None:
         """Close every connection."""
-        if self._check is not None:
-            self._check.cancel()
-            await asyncio.gather(self._check, return_exceptions=True)
-        await self._pool.close()
+        tasks = {task for task in (self._check, self._preparing, self._probing) if task is not None}
+        talking = {task: connection for connection, task in self._lent.items() if task in tasks}
+        for task in tasks - talking.keys():
+            task.cancel()
+        # The pool first, or it would replace what is severed; its workers may be stuck in connecting to a dead server.
+        await self._pool.close(timeout=_CLOSE_S)
+        for connection in talking.values():
+            # Not cancelled: psycopg would first wait for the server to agree, and a frozen one never does.
+            _sever(connection)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        _POOL_LOG.removeFilter(self._is_news)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        """Whether the pool's words are worth a line: why the first attempts failed, not that later ones did too."""
+        is_ours = isinstance(record.args, tuple) and record.args[:1] == (self._pool.name,)
+        return not is_ours or self._down_since is None
+
+    def prepare(self, preparation: Callable[["Node"], Awaitable[None]]) -> None:
+        """Run this before any later statement, when the node is next reached; again and again until it succeeds."""
+        self._unprepared.append(preparation)
+
+    async def ready(self) -> None:
+        """Return when all that must run first has run; raise what kept it from that."""
+        if not self._unprepared or asyncio.current_task() is self._preparing:
+            return
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.get_running_loop().create_task(self._prepare())
+        # One task for all who wait: it outlives the one that started it, and nobody tries in vain after another.
+        preparing = self._preparing
+        await asyncio.wait({preparing})
+        if preparing.cancelled():
+            raise DatabaseUnavailable(f"Shard {self.name} is being closed.")
+        if error := preparing.exception():
+            raise error
+
+    async def _prepare(self) -> None:
+        while self._unprepared:
+            try:
+                await self._unprepared[0](self)
+            except OutcomeUnknown as error:
+                # True of the preparation; of the statement that waits for it nothing was sent.
+                raise DatabaseUnavailable(error.message) from error
+            except HeadraceError as error:
+                self._lost(error.message)
+                raise
+            self._unprepared.popleft()
+        self._answered()
+
+    def is_silent(self, seconds: float) -> bool:
+        """Whether it has not answered anything for so long."""
+        return not self.available or self._clock.monotonic() - self._heard_at >= seconds
+
+    async def probe(self) -> None:
+        """Find out whether the node answers, within twice `acquire_timeout_s`; `available` says what came of it."""
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.get_running_loop().create_task(self._ask())
+        limit_s = 2 * self._config.acquire_timeout_s
+        # Not cancelled when it takes longer: it ends by itself when the server thaws or dies, and until then it is
+        # the only one.
+        if not (await asyncio.wait({self._probing}, timeout=limit_s))[0]:
+            self._lost(f"SELECT 1 was not answered within {limit_s:g} s")
+
+    async def _ask(self) -> None:
+        try:
+            await self._fetch("SELECT 1", (), read_only=True)
+        except HeadraceError:
+            # What was found out stands in `available`; a pool whose connections are all busy tells nothing new.
+            return
 
     async def fetch(self, sql: str, params: Params = (), *, read_only: bool = False) -> list[Row]:
         """The rows of one statement in a transaction of its own.
@@ -158,12 +243,16 @@ class Node:
     @asynccontextmanager
     async def _connection(self, *, read_only: bool) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection, and every psycopg error turned into ours."""
+        await self.ready()
         try:
             connection = await self._pool.getconn()
         except PoolTimeout as error:
-            raise self._unavailable(f"no connection within {self._config.acquire_timeout_s:g} s") from error
+            raise self._without_connection() from error
+        except PoolClosed as error:
+            raise NotOpen(f"The connections to shard {self.name} are closed.") from error
         except TooManyRequests as error:
             raise Overloaded(f"Shard {self.name}: {self._config.waiting_max} calls wait for a connection.") from error
+        self._lent[connection] = asyncio.current_task()
         try:
             yield connection
         except psycopg.Error as error:
@@ -173,7 +262,17 @@ class Node:
         else:
             self._answered()
         finally:
+            del self._lent[connection]
             await self._pool.putconn(connection)
+
+    def _without_connection(self) -> HeadraceError:
+        waited = f"within {self._config.acquire_timeout_s:g} s"
+        if self._lent and self.available:
+            return Overloaded(
+                f"Shard {self.name}: none of its {len(self._lent)} busy connections became free {waited}.",
+                fix="Send fewer statements at once, or raise database.connections_max.",
+            )
+        return self._unavailable(f"no connection {waited}")
 
     def _translated(self, error: psycopg.Error, *, broken: bool, read_only: bool) -> HeadraceError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
@@ -191,31 +290,48 @@ class Node:
         )
 
     def _unavailable(self, reason: str) -> DatabaseUnavailable:
-        if self.available:
-            self.available = False
-            self._down_since = self._clock.monotonic()
-            self._observer.on(ShardUnavailable(self.name, reason))
+        self._lost(reason)
         if self._check is None or self._check.done():
             # One dead connection means that the idle ones are suspect: test them now, not by failing one caller each.
             self._check = asyncio.get_running_loop().create_task(self._pool.check())
-        return DatabaseUnavailable(f"Shard {self.name} ({self._shown_dsn}) does not answer: {reason}.")
+        return DatabaseUnavailable(f"Shard {self.name} does not answer: {reason}.")
+
+    def _lost(self, reason: str) -> None:
+        self.available = False
+        if self._down_since is None:
+            self._down_since = self._clock.monotonic()
+            self._observer.on(ShardUnavailable(self.name, reason))
 
     def _answered(self) -> None:
-        if not self.available:
-            self.available = True
-            self._observer.on(ShardRecovered(self.name, self._clock.monotonic() - self._down_since))
+        self._heard_at = self._clock.monotonic()
+        if self.available or self._unprepared:
+            return
+        self.available = True
+        if self._down_since is not None:
+            self._observer.on(ShardRecovered(self.name, self._heard_at - self._down_since))
+            self._down_since = None
 
 
 def _row_factory(cursor: psycopg.AsyncCursor[Any]) -> Callable[[Sequence[Any]], Row]:
     return row_of(tuple(column.name for column in cursor.description or ()))
 
 
-def checked_dsn(shard: ShardConfig) -> None:
-    """Refuse a connection string that libpq cannot read."""
+def _sever(connection: psycopg.AsyncConnection[Any]) -> None:
+    """End a conversation so that whoever waits for an answer reads the end of it."""
+    if not connection.closed:
+        with socket.socket(fileno=os.dup(connection.fileno())) as line:
+            line.shutdown(socket.SHUT_RDWR)
+
+
+def _address(shard: ShardConfig) -> str:
+    """Where a connection string leads, as an operator may see it: nothing else of it, so no secret either."""
     try:
-        psycopg.conninfo.conninfo_to_dict(shard.dsn)
-    except psycopg.ProgrammingError as error:
-        raise CallerError(
-            f"database.shards: the dsn of {shard.name!r} cannot be read: {str(error).strip()}.",
-            fix="Write postgresql://user@host:port/database or key=value pairs.",
-        ) from error
+        parts = psycopg.conninfo.conninfo_to_dict(shard.dsn)
+    except psycopg.ProgrammingError:
+        # Neither libpq's words nor its error as a cause: both quote what it stumbled over, which may be the password.
+        raise ConfigError(
+            f"database.shards: the dsn of {shard.name!r} cannot be read.",
+            fix="Write postgresql://user@host:port/database (%XX for special characters) or key=value pairs.",
+        ) from None
+    host = parts.get("host") or parts.get("hostaddr") or "local socket"
+    return f"{host}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

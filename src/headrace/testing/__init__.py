@@ -1,5 +1,6 @@
 """What the authors test with, for the tests of those who use headrace."""
 
 from headrace.testing.clock import FakeClock
+from headrace.testing.faults import TcpProxy
 
-__all__ = ["FakeClock"]
+__all__ = ["FakeClock", "TcpProxy"]

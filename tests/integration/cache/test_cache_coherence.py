@@ -277,3 +277,43 @@ async def test_coherence_over_a_failover(start_cluster):
             await asyncio.sleep(0.1)
         await settled(a, b)
         assert await b.get_many(keys) == dict.fromkeys(keys, "new")
+
+
+@pytest.mark.parametrize("how", ["delete", "set", "pattern"])
+async def test_a_change_by_a_process_that_has_not_heard_of_a_clear_counts(open_cache, how):
+    """After another's clear, what a process changes before it has heard of that is changed for all."""
+    a, b = await open_cache(), await open_cache(memory=None)  # without memory there is no channel that would tell
+    await a.clear()
+    assert await a.get_or_load("k", lambda: "old") == "old"
+    match how:
+        case "delete":
+            assert await b.delete("k") == 1
+        case "set":
+            await b.set("k", "new")
+        case _:
+            assert await b.invalidate_pattern("k*") == 1
+    expected = "new" if how == "set" else None
+    assert await b.get("k") == expected
+    while await a.get("k") != expected:
+        await asyncio.sleep(0.005)
+
+
+async def test_a_value_that_redis_does_not_have_is_kept_for_a_moment_only(open_cache, server):
+    """With calls cut but the channel standing, what was loaded meanwhile stays fresh no longer than degraded_ttl."""
+    cache = await open_cache(remote={"degraded_ttl": 0.5})
+    await settled(cache)
+
+    def cut_calls() -> None:
+        with server.client() as client:
+            for line in client.client_list():
+                if line["name"] == "headrace" and "t" not in line["flags"]:
+                    client.client_kill_filter(_id=line["id"])
+            client.execute_command("CLIENT", "PAUSE", 700, "WRITE")
+
+    async def load() -> str:
+        await asyncio.to_thread(cut_calls)  # the value cannot be written when it comes
+        return "alone"
+
+    assert await cache.get_or_load("k", load) == "alone"
+    assert cache._shared._tracking._whole
+    assert cache.entry_lookup("k").fresh_until <= cache.now() + 0.5

@@ -1,13 +1,16 @@
 """The adaptive policy: small copies of several rules watch the traffic, and the cache follows the best."""
 
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from headrace.cache.policies.eviction import EvictionPolicy
 from headrace.cache.policies.frequencies import Frequencies
 from headrace.cache.policies.gate import Gate, Rule
 from headrace.cache.policies.node import Node
 from headrace.errors import BugError
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 RULES: Final = (
     Rule("keeper", share=0.005, margin=1),
@@ -39,9 +42,9 @@ class Shadow:
         self._frequencies = Frequencies()
         self._gate = Gate(self._frequencies, rule)
         self._nodes: dict[int, Node] = {}
-        self._weight = 0
+        self._weight: i64 = 0
 
-    def access(self, key_hash: int, weight: int, bound: int) -> bool:
+    def access(self, key_hash: "i64", weight: "i64", bound: "i64") -> bool:
         """Replay one access with room for `bound` in weight; whether it would have been a hit."""
         nodes = self._nodes
         node = nodes.get(key_hash)
@@ -50,25 +53,30 @@ class Shadow:
             self._gate.hit(node)
             return True
         # At most two go for each that comes, so that a bound which shrank is reached at the pace of the traffic.
-        for _ in range(2):
+        for _turn in range(2):
             if self._weight + weight > bound and nodes:
                 self._frequencies.fit(len(nodes))
-                self._drop(self._gate.evict())
-        node = Node(key_hash, weight)
+                node = self._gate.evict()
+                self._drop(node)
+        if node is None:
+            node = Node(key_hash, weight)
+        else:
+            node.hash = key_hash
+            node.weight = weight
         nodes[key_hash] = node
         self._weight += weight
         self._frequencies.arrive(node)
         self._gate.insert(node)
         return False
 
-    def forget(self, key_hash: int) -> None:
+    def forget(self, key_hash: "i64") -> None:
         """Remove what the cache was told to remove."""
         node = self._nodes.get(key_hash)
         if node is not None:
             self._gate.remove(node)
             self._drop(node)
 
-    def thin(self, mask: int) -> None:
+    def thin(self, mask: "i64") -> None:
         """Forget every hash that is no longer sampled."""
         for key_hash in [key_hash for key_hash in self._nodes if key_hash & mask]:
             self.forget(key_hash)
@@ -120,13 +128,13 @@ class Adaptive(EvictionPolicy):
         self._gate = Gate(self._frequencies, RULES[0])
         self._shadows = [Shadow(rule) for rule in RULES]
         self._leader = 0
-        self._bits = 0
+        self._bits: i64 = 0
         """Hashes whose lowest bits, this many, are zero are sampled."""
         self._full = False
-        self._count = 0
-        self._weight = 0
-        self._accesses = 0
-        self._since = 0
+        self._count: i64 = 0
+        self._weight: i64 = 0
+        self._accesses: i64 = 0
+        self._since: i64 = 0
         self._wins = [0.0] * len(RULES)
         self._losses = [0.0] * len(RULES)
         self.changes = 0
@@ -197,7 +205,7 @@ class Adaptive(EvictionPolicy):
             self._since = 0
             self._decide(sampled)
 
-    def _decide(self, sampled: int) -> None:
+    def _decide(self, sampled: "i64") -> None:
         best = self._leader
         lead = 0.0
         for index in range(len(RULES)):

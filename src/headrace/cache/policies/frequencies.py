@@ -126,7 +126,7 @@ class Frequencies:
         if missed:
             if missed > 4:
                 missed = 4
-            for _ in range(missed):
+            for _turn in range(missed):
                 word = (word >> 1) & HALF_MASK
             word |= self._periods & AGE_MASK
         return word

@@ -10,6 +10,8 @@ from headrace.cache.policies.node import Node, Queue
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
+SHARES: Final = 1024
+"""Parts of the total weight that a window's share is counted in."""
 VISITS_MAX: Final = 3
 """Rounds of the clock that visits can earn."""
 
@@ -19,11 +21,11 @@ class Rule:
 
     __slots__ = ("margin", "name", "promotes", "share")
 
-    def __init__(self, name: str, *, share: float, margin: int = 0, promotes: bool = False) -> None:
+    def __init__(self, name: str, *, share: float, margin: "i64" = 0, promotes: bool = False) -> None:
         self.name = name
-        self.share = share
-        """Of the window in the total weight; it has at least one node."""
-        self.margin = margin
+        self.share: i64 = int(share * SHARES)
+        """Of the window in the total weight, in SHARES; it has at least one node."""
+        self.margin: i64 = margin
         """How many more accesses a candidate needs than a victim that was asked for more than once."""
         self.promotes = promotes
         """Not by contest: whoever was hit twice in the window passes, and who comes back after a departure passes at
@@ -63,7 +65,7 @@ class Gate:
         else:
             window.push(node)
         # Two for each that comes, so that a window which has to become smaller does so at the pace of the traffic.
-        for _ in range(2):
+        for _turn in range(2):
             if window.count > 1 and window.weight > self._room():
                 self._pass(window.oldest())
 
@@ -85,7 +87,7 @@ class Gate:
         window = self._window
         clock = self._clock
         loser: Node | None = None
-        for _ in range(SCAN_MAX):
+        for _turn in range(SCAN_MAX):
             if window.count == 0:
                 break
             candidate = window.oldest()
@@ -113,7 +115,7 @@ class Gate:
 
     def _room(self) -> "i64":
         """How much weight the window may hold."""
-        return int(float(self._window.weight + self._clock.weight) * self.rule.share)
+        return (self._window.weight + self._clock.weight) * self.rule.share // SHARES
 
     def _pass(self, node: Node) -> None:
         self._window.remove(node)
@@ -123,7 +125,7 @@ class Gate:
     def _hand(self) -> Node:
         """Turn the clock to a node without visits, past at most SCAN_MAX others."""
         clock = self._clock
-        for _ in range(SCAN_MAX):
+        for _turn in range(SCAN_MAX):
             node = clock.oldest()
             if node.marks == 0:
                 break

@@ -20,7 +20,7 @@ class Ghost:
         hashes = self._hashes
         hashes.pop(key_hash, None)
         hashes[key_hash] = None
-        for _ in range(2):
+        for _turn in range(2):
             if len(hashes) <= bound:
                 return
             hashes.popitem(last=False)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 MASK_32: Final = 0xFFFFFFFF
 
 
-def spread(key_hash: int) -> "i64":
+def spread(key_hash: "i64") -> "i64":
     """Mix a Python hash into 32 well spread bits, never negative.
 
     Python's hash of an int is the int itself; sampling and counting by hash need bits that look random. Two rounds of

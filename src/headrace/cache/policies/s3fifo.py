@@ -56,7 +56,7 @@ class S3Fifo(EvictionPolicy):
         total = small.weight + main.weight
         if main.weight > total - total // 10 or small.count == 0:
             return self._evict_main()
-        for _ in range(SCAN_MAX):
+        for _turn in range(SCAN_MAX):
             if small.count == 0:
                 return self._evict_main()
             node = small.oldest()
@@ -73,7 +73,7 @@ class S3Fifo(EvictionPolicy):
 
     def _evict_main(self) -> Node:
         main = self._main
-        for _ in range(SCAN_MAX):
+        for _turn in range(SCAN_MAX):
             node = main.oldest()
             if node.marks == 0:
                 break

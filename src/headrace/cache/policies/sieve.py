@@ -40,7 +40,7 @@ class Sieve(EvictionPolicy):
         """Move the hand to the first node that was not visited, sparing at most SCAN_MAX."""
         ring = self._queue.ring
         hand = self._hand
-        for _ in range(SCAN_MAX):
+        for _turn in range(SCAN_MAX):
             if hand is ring:
                 hand = ring.newer
             node = cast("Node", hand)

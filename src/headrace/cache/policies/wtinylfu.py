@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from headrace.cache.policies.climber import SHARE_FIRST, Climber
 from headrace.cache.policies.eviction import EvictionPolicy
 from headrace.cache.policies.frequencies import Frequencies
-from headrace.cache.policies.gate import Gate, Rule
+from headrace.cache.policies.gate import SHARES, Gate, Rule
 from headrace.cache.policies.node import Node
 
 
@@ -45,7 +45,7 @@ class WTinyLfu(EvictionPolicy):
 
     def _climb(self) -> None:
         self._climber.climb(self._count)
-        self._gate.rule.share = self._climber.share
+        self._gate.rule.share = int(self._climber.share * SHARES)
 
     def remove(self, node: Node) -> None:
         """Remember its count and take it out."""

@@ -1,9 +1,12 @@
-"""Numbered SQL files, applied once and in order to every shard.
+"""Numbered SQL files, applied once and in order to every shard before it serves.
 
-`0001_pre_agents.sql` runs before the new code serves, `0001_post_agents.sql` after the old code is gone: a *pre* only
-adds what both can live with, a *post* removes what only the old code needed. Each file runs in one transaction
-together with its row in `headrace_migrations`, under an advisory lock, so that ten nodes may start at once. A file
-that was changed after it was applied is refused.
+While a service is being replaced, the old code and the new one run on the same schema. So a file may only do what the
+release before can live with: it adds what its own release needs, and removes what the release before needed no more.
+That is why there is no second stage for "after the old code is gone": nobody can tell when that is, but the next
+release can assume it of the one before the last.
+
+Each file runs in one transaction together with its row in `headrace_migrations`, under an advisory lock, so that ten
+nodes may start at once. A file that was changed after it was applied is refused.
 """
 
 import hashlib
@@ -11,16 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from typing import Literal
 
 from headrace.clock import Clock
 from headrace.database.nodes import Node
 from headrace.errors import BugError
 from headrace.events import MigrationApplied, Observer
 
-Stage = Literal["pre", "post"]
-
-_NAME = re.compile(r"(?P<number>\d{4})_(?P<stage>pre|post)_[a-z0-9_]+\.sql")
+_NAME = re.compile(r"[0-9]{4}_[a-z0-9_]+\.sql")
 _LOCK = 0x68656164  # "head": any number, as long as it is always the same
 _TABLE = """
 CREATE TABLE IF NOT EXISTS headrace_migrations (
@@ -33,7 +33,6 @@ class Migration:
     """One SQL file."""
 
     name: str
-    stage: Stage
     sql: str
 
     @property
@@ -48,21 +47,19 @@ def load_migrations(folder: Traversable) -> tuple[Migration, ...]:
     for file in folder.iterdir():
         if not file.name.endswith(".sql"):
             continue
-        match = _NAME.fullmatch(file.name)
-        if match is None:
-            raise BugError(f"The migration {file.name} is not named NNNN_pre_title.sql or NNNN_post_title.sql.")
-        found.append(Migration(file.name, "pre" if match["stage"] == "pre" else "post", file.read_text()))
+        if _NAME.fullmatch(file.name) is None:
+            raise BugError(f"The migration {file.name} is not named NNNN_title.sql.")
+        found.append(Migration(file.name, file.read_text()))
     return tuple(sorted(found))
 
 
-def pending(migrations: Iterable[Migration], applied: Mapping[str, str], *, stage: Stage) -> list[Migration]:
-    """The migrations of a stage that are still to run; `applied` maps names to checksums."""
+def pending(migrations: Iterable[Migration], applied: Mapping[str, str]) -> list[Migration]:
+    """The migrations that are still to run; `applied` maps names to checksums."""
     waiting = []
     for migration in migrations:
         checksum = applied.get(migration.name)
         if checksum is None:
-            if migration.stage == stage:
-                waiting.append(migration)
+            waiting.append(migration)
         elif checksum != migration.checksum:
             raise BugError(
                 f"The migration {migration.name} was changed after it was applied.",
@@ -71,15 +68,13 @@ def pending(migrations: Iterable[Migration], applied: Mapping[str, str], *, stag
     return waiting
 
 
-async def migrate(
-    node: Node, migrations: Sequence[Migration], *, stage: Stage, clock: Clock, observer: Observer
-) -> None:
-    """Bring one shard to the newest schema of a stage."""
+async def migrate(node: Node, migrations: Sequence[Migration], *, clock: Clock, observer: Observer) -> None:
+    """Bring one shard to the newest schema."""
     async with node.transaction() as transaction:
         await transaction.fetch("SELECT pg_advisory_xact_lock($1)", _LOCK)
         await transaction.execute(_TABLE)
         rows = await transaction.fetch("SELECT name, checksum FROM headrace_migrations")
-        for migration in pending(migrations, {row[0]: row[1] for row in rows}, stage=stage):
+        for migration in pending(migrations, {row[0]: row[1] for row in rows}):
             started = clock.monotonic()
             await transaction.execute(migration.sql)
             await transaction.execute(

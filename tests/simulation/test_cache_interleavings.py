@@ -1,0 +1,67 @@
+"""Loads, writes and invalidations of several processes in every order that a seed can think of.
+
+python -m benchmarks.scenario.cache_coherence interleavings --count 10000 [--faults]   the long form
+"""
+
+import random
+from unittest.mock import patch
+
+import pytest
+
+from headrace.cache.fence import Fence
+from headrace.cache.filling import Filler
+from headrace.cache.remote import Remote
+from tests.simulation.interleavings import Interleaving, Outcome, report
+
+COUNT = 1000
+COUNT_WITH_FAULTS = 400
+BROKEN_FOUND_WITHIN = 500
+
+
+def run_all(count: int, *, faults: bool) -> tuple[int, int, int]:
+    """How many loads, invalidations and refused installs there were; fails with the first seed that went wrong."""
+    totals = (0, 0, 0)
+    for seed in range(count):
+        outcome = Interleaving(seed, faults=faults).run()
+        assert not outcome.violations, report(seed, outcome)
+        totals = (totals[0] + outcome.loads, totals[1] + outcome.invalidations, totals[2] + outcome.refused)
+    return totals
+
+
+def test_an_invalidation_during_a_load_always_wins():
+    """No interleaving leaves a value in any tier that was read before an invalidation that has returned."""
+    loads, invalidations, refused = run_all(COUNT, faults=False)
+    assert min(loads, invalidations) > COUNT
+    assert refused > COUNT / 2, "too few loads met an invalidation for this to prove anything"
+
+
+def test_cut_connections_and_flushes_leave_no_difference():
+    """With calls and pushes lost on the way and the server flushed, memory and shared tier agree after settling."""
+    loads, invalidations, _ = run_all(COUNT_WITH_FAULTS, faults=True)
+    assert min(loads, invalidations) > COUNT_WITH_FAULTS
+
+
+async def unlink_entries(remote: Remote, names: list[bytes], unlink=Remote.unlink) -> int:
+    return await unlink(remote, [name for name in names if b"@lease" not in name])
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "broken", "faults"),
+    [
+        (Fence, "holds", lambda *_: True, False),
+        (Remote, "unlink", unlink_entries, False),
+        (Filler, "_limit_alone", lambda *_: None, True),
+    ],
+    ids=["no-fence", "leases-outlive-deletes", "alone-for-long"],
+)
+def test_a_broken_defence_is_found(owner, method, broken, faults):
+    """The simulation is able to fail: each defence is needed in one of the first interleavings."""
+    with patch.object(owner, method, broken):
+        assert any(Interleaving(seed, faults=faults).run().violations for seed in range(BROKEN_FOUND_WITHIN))
+
+
+def test_a_seed_is_a_whole_run():
+    """The same seed gives the same events in the same order, so that a failure can be looked at again."""
+    seed = random.Random(3).randrange(1000)
+    runs: list[Outcome] = [Interleaving(seed, faults=True).run() for _ in range(2)]
+    assert runs[0] == runs[1]

@@ -132,7 +132,6 @@ class Rooms:
             await stack.enter_async_context(self.cache)
             if self.database is not None:
                 await stack.enter_async_context(self.database)
-                await self.database.verify_hash()
             await stack.enter_async_context(self.agents)
             self._stack = stack.pop_all()
         return self

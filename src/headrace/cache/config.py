@@ -121,7 +121,10 @@ class RemoteConfig:
         scheme = self.url.split("://", 1)[0]
         _require(
             scheme in SCHEMES and "://" in self.url,
-            f"RemoteConfig.url starts with {scheme[:20]!r}; it must start with one of {', '.join(SCHEMES)}.",
+            # Without "://" it may be anything, a password for instance: only a scheme is shown.
+            f"RemoteConfig.url starts with {scheme[:20]!r}; it must start with one of {', '.join(SCHEMES)}."
+            if "://" in self.url
+            else f"RemoteConfig.url has no '://'; it must start with one of {', '.join(SCHEMES)}.",
         )
         for name in ("timeout", "connect_timeout", "reconnect_wait_max", "lease", "lease_wait_max", "degraded_ttl"):
             value = getattr(self, name)

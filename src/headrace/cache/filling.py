@@ -534,4 +534,11 @@ class Filler:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
 
     def _from_thread(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._home).result()
+        outcome = asyncio.run_coroutine_threadsafe(work, self._home)
+        try:
+            return outcome.result()
+        except BaseException:
+            # Ctrl-C ends the wait, not the work: a claim that went on alone would keep its lease until the cache
+            # closes.
+            outcome.cancel()
+            raise

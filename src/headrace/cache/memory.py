@@ -319,8 +319,8 @@ class MemoryCache:
     def _leave(self, before: object) -> None:
         """Give the lock back, and do what was asked for from inside this call.
 
-        Values die after that, since their finalizers may be code that calls us; `before`, a value that was replaced, is
-        held by the caller until this returns.
+        Values die after that, since their finalizers may be code that calls us; `before`, a value that was replaced,
+        is held by the caller until this returns.
         """
         removed = self._removed
         self._removed = IDLE

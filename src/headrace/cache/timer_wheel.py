@@ -13,7 +13,7 @@ from headrace.cache.policies.node import NOWHERE, Node
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
-FOREVER = float("inf")
+FOREVER: Final = 1e300
 """The deadline of what never expires."""
 
 SHIFTS = (0, 6, 12, 17, 19)
@@ -99,7 +99,10 @@ class TimerWheel:
         timer.later = IDLE
 
     def advance(self, now: float) -> bool:
-        """Move to `now`; whether something is due. Looks at 165 buckets at most, however long it was, and at no timer."""
+        """Move to `now`; whether something is due.
+
+        Looks at 165 buckets at most, however long it was, and at no timer.
+        """
         second: i64 = int(now)
         before = self.second
         if second > before:

@@ -197,4 +197,4 @@ class _Queue:
 
 _QUEUES: "weakref.WeakValueDictionary[tuple[int, str], _Queue]" = weakref.WeakValueDictionary()
 
-register_backend("headrace", __name__, "HeadraceBackend")
+register_backend("headrace", __name__, "HeadraceBackend")  # type: ignore[no-untyped-call]

@@ -22,8 +22,10 @@ RULES: Final = (
 
 SHADOW_NODES: Final = 300
 """A shadow holds between this many nodes and twice as many, whatever the size of the cache."""
-DECISION: Final = 0.25
-"""Sampled accesses between two decisions, for each node of a shadow."""
+DECISIONS: Final = 4
+"""How often to decide while the sample sees as many accesses as a shadow has nodes."""
+DECISION_MIN: Final = 20
+"""Sampled accesses between two decisions at least."""
 MEMORY: Final = 10.0
 """Sampled accesses after which the evidence is halved, for each node of a shadow."""
 DOUBT: Final = 2.0
@@ -201,18 +203,18 @@ class Adaptive(EvictionPolicy):
             self._bits += 1
             for shadow in shadows:
                 shadow.thin((1 << self._bits) - 1)
-        elif self._since >= max(DECISION * sampled, 20.0):
+        elif self._since >= DECISION_MIN and self._since * DECISIONS >= sampled:
             self._since = 0
-            self._decide(sampled)
+            self._decide(float(sampled))
 
-    def _decide(self, sampled: "i64") -> None:
+    def _decide(self, size: float) -> None:
         best = self._leader
         lead = 0.0
         for index in range(len(RULES)):
             wins = self._wins[index]
             losses = self._losses[index]
             chance = DOUBT * (wins + losses) ** 0.5
-            if wins - losses > lead and wins - losses > chance + LEAD * sampled + LEAD_MIN:
+            if wins - losses > lead and wins - losses > chance + LEAD * size + LEAD_MIN:
                 best = index
                 lead = wins - losses
         if best != self._leader:
@@ -221,7 +223,7 @@ class Adaptive(EvictionPolicy):
             self._gate.rule = RULES[best]
             self._wins = [0.0] * len(RULES)
             self._losses = [0.0] * len(RULES)
-        elif self._accesses >= MEMORY * sampled:
+        elif float(self._accesses) >= MEMORY * size:
             self._accesses = 0
             for index in range(len(RULES)):
                 self._wins[index] /= 2.0

@@ -17,7 +17,10 @@ VISITS_MAX: Final = 3
 
 
 class Rule:
-    """How large the window is and who may pass the gate. Rules differ in nothing else, so one can take over any time."""
+    """How large the window is and who may pass the gate.
+
+    Rules differ in nothing else, so one can take over any time.
+    """
 
     __slots__ = ("margin", "name", "promotes", "share")
 

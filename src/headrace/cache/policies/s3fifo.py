@@ -49,7 +49,8 @@ class S3Fifo(EvictionPolicy):
         node.queue.remove(node)
 
     def evict(self) -> Node:
-        """From a main queue above nine tenths the oldest not visited, else from the small one the oldest with few visits."""
+        """From a main queue above nine tenths the oldest not visited, else from the small one the oldest with few
+        visits."""
         self._filling = False
         small = self._small
         main = self._main

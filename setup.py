@@ -13,8 +13,9 @@ import sys
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
@@ -44,7 +45,7 @@ def obstacle() -> str | None:
     return None
 
 
-def hot_extensions(files: Sequence[Path]) -> list[Extension]:
+def hot_extensions(files: Sequence[Path]) -> list[Any]:
     """One extension for each hot module and one with the code of them all; empty when they stay plain."""
     if (why := obstacle()) is not None:
         stay_plain(why)

@@ -33,7 +33,8 @@ from headrace.clock import Clock, SystemClock
 from headrace.errors import CallerError
 
 RING: Final = 256
-"""Hits that wait for the policy at most: the bound of what a change drains."""
+"""Hits that wait for the policy at most, a power of two: the bound of what a change tells it."""
+RING_MASK: Final = RING - 1
 EXPIRY_STEPS: Final = 32
 """Timers that one change touches at most. Each change adds one timer at most, so expiry always catches up."""
 SHRINK_STEPS: Final = 1024
@@ -137,16 +138,17 @@ class MemoryCache:
         if entry is None:
             self._misses += 1
             return default
+        deadline = entry.deadline
         # Reading the clock is half the price of a hit: what never expires is spared it.
-        if entry.deadline != FOREVER:
+        if deadline != FOREVER:
             monotonic = self._monotonic
-            if entry.deadline <= monotonic():
+            if deadline <= monotonic():
                 self._misses += 1
                 self._collect(entry)
                 return default
         hits = self._hits
         self._hits = hits + 1
-        self._ring[hits & (RING - 1)] = entry
+        self._ring[hits & RING_MASK] = entry
         return entry.value
 
     def __contains__(self, key: Hashable) -> bool:
@@ -356,11 +358,11 @@ class MemoryCache:
         ring = self._ring
         policy = self._policy
         for index in range(max(self._hits_told, hits - RING), hits):
-            entry = ring[index & (RING - 1)]
+            entry = ring[index & RING_MASK]
             # A hit may be recorded after its entry was removed by another thread.
             if entry.queue is not NO_QUEUE:
                 policy.hit(entry)
-            ring[index & (RING - 1)] = NOBODY
+            ring[index & RING_MASK] = NOBODY
         self._hits_told = hits
 
     def _collect(self, entry: Entry) -> None:

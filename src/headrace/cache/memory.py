@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final, cast, final
 
 from msgspec import UNSET, UnsetType
 
@@ -30,7 +30,7 @@ from headrace.cache.policies import POLICIES
 from headrace.cache.policies.node import NO_QUEUE, spread
 from headrace.cache.timer_wheel import FOREVER, IDLE, Timer, TimerWheel
 from headrace.clock import Clock, SystemClock
-from headrace.errors import CallerError
+from headrace.errors import BugError, CallerError
 
 RING: Final = 256
 """Hits that wait for the policy at most, a power of two: the bound of what a change tells it."""
@@ -83,6 +83,7 @@ NOBODY: Final = Entry(None, 0, None, 0.0, 0, ())
 """Stands in the ring where no hit is recorded."""
 
 
+@final
 class MemoryCache:
     """A cache in this process's memory.
 
@@ -92,8 +93,11 @@ class MemoryCache:
 
     Safe to share between threads. A call from inside another call of the same thread (a key's `__eq__`, a finalizer, a
     signal handler) reads at once and changes the cache when the outer call is done; a `delete` in there answers
-    whether the key was present. Expiry needs no thread: an expired value is never returned, and its memory is given
-    back by later changes, at most EXPIRY_STEPS entries each.
+    whether the key was present.
+
+    Expiry needs no thread: an expired value is never returned, and its memory is given back by later changes. The work
+    of one change is bounded: it tells the policy of RING hits at most, looks at EXPIRY_STEPS timers, and evicts what
+    has to go for the new entry, one for one where weights are equal.
     """
 
     def __init__(
@@ -212,7 +216,6 @@ class MemoryCache:
             if lifetime <= 0.0 or weight > self._weight_max:
                 self._refuse(entry, weight)
                 return False
-            self._sets += 1
             if entry is not None and entry.weight == weight:
                 before = entry.value
                 self._replace(entry, value, now + lifetime, labels)
@@ -220,6 +223,7 @@ class MemoryCache:
                 if entry is not None:
                     self._remove(entry)
                 self._insert(Entry(key, key_hash, value, now + lifetime, weight, labels))
+            self._sets += 1
             return True
         finally:
             self._leave(before)
@@ -307,6 +311,25 @@ class MemoryCache:
         while self._shrink():
             pass
 
+    def validate(self) -> None:
+        """Raise BugError unless all parts agree with each other. O(n), under the lock: for tests."""
+        with self._lock:
+            self._policy.validate()
+            entries = list(self._entries.values())
+            ordered = {id(node) for node in self._policy.nodes()}
+            if ordered != {id(entry) for entry in entries}:
+                raise BugError(f"{len(entries)} entries are listed and {len(ordered)} others are ordered.")
+            if len(entries) > self._entries_max or self._weight > self._weight_max:
+                raise BugError(f"{len(entries)} entries of weight {self._weight} exceed the bounds.")
+            if sum(entry.weight for entry in entries) != self._weight:
+                raise BugError(f"the entries do not weigh {self._weight} together.")
+            tagged = {(tag, id(entry)) for entry in entries for tag in entry.tags}
+            if tagged != {(tag, id(entry)) for tag, group in self._tagged.items() for entry in group}:
+                raise BugError("the tags of the entries and the index of tags differ.")
+            if not all(self._tagged.values()):
+                raise BugError("the index of tags keeps a tag without entries.")
+            self._wheel.validate({id(entry) for entry in entries if entry.deadline != FOREVER})
+
     # -- under the lock -----------------------------------------------------------------------------------------------
 
     def _enter(self) -> bool:
@@ -341,17 +364,25 @@ class MemoryCache:
         """Bring policy and wheel up to date: at most RING hits and EXPIRY_STEPS timers."""
         if self._hits != self._hits_told:
             self._tell_hits()
+        if self._wheel.advance(now):
+            self._expire(now)
+
+    def _expire(self, now: float) -> None:
         wheel = self._wheel
-        if wheel.advance(now):
-            for _turn in range(EXPIRY_STEPS):
-                timer = wheel.due()
-                if timer is None:
-                    break
-                if timer.deadline <= now:
-                    self._remove(cast("Entry", timer))
-                    self._expirations += 1
-                else:
-                    wheel.schedule(timer)
+        for _turn in range(EXPIRY_STEPS):
+            timer = wheel.due()
+            if timer is None:
+                return
+            if timer.deadline > now:
+                wheel.schedule(timer)
+                continue
+            try:
+                self._remove(cast("Entry", timer))
+            except BaseException:
+                # The key's own code failed: try again another time.
+                wheel.schedule(timer)
+                raise
+            self._expirations += 1
 
     def _tell_hits(self) -> None:
         hits = self._hits
@@ -446,11 +477,17 @@ class MemoryCache:
     def _unlist(self, entry: Entry) -> None:
         """Take the entry out of the dict: the only step of a removal that runs code of the key."""
         found = self._entries.pop(entry.key, None)
-        if found is not entry:
-            if found is not None:
-                self._entries[found.key] = found
-            message = f"the key {entry.key!r} changed its hash or its equality while it was cached."
-            raise CallerError(message, fix="Use keys that never change.")
+        if found is entry:
+            return
+        if found is not None:
+            self._entries[found.key] = found
+        # A key that changes while it is cached cannot be found again, but its entry must not stay for ever.
+        listed: dict[Any, Entry] = {}
+        for other in list(self._entries.values()):
+            if other is not entry and listed.setdefault(other.key, other) is not other:
+                self._policy.remove(other)
+                self._detach(other)
+        self._entries = listed
 
     def _detach(self, entry: Entry) -> None:
         self._weight -= entry.weight
@@ -479,8 +516,8 @@ class MemoryCache:
 
 def _checked_bound(name: str, bound: int) -> int:
     # `__index__` refuses 1.5 and "1" with a TypeError, compiled or not.
-    if bound.__index__() < 1:
-        raise CallerError(f"{name}={bound!r} is below 1.", fix=f"Give {name} a whole number of 1 or more.")
+    if not 1 <= bound.__index__() <= UNBOUNDED:
+        raise CallerError(f"{name}={bound!r} is out of range.", fix=f"Give {name} a whole number from 1 to 2**60.")
     return bound
 
 

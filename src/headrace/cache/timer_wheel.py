@@ -9,6 +9,7 @@ SOSP 1987; the five wheels follow Caffeine's.
 from typing import TYPE_CHECKING, Final
 
 from headrace.cache.policies.node import NOWHERE, Node
+from headrace.errors import BugError
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 FOREVER: Final = 1e300
 """The deadline of what never expires."""
 
-SHIFTS = (0, 6, 12, 17, 19)
+SHIFTS: Final = (0, 6, 12, 17, 19)
 """Width of a bucket in each wheel, as a power of two of seconds: 1 s, 64 s, 1.1 h, 1.5 d, 6.1 d."""
-BUCKETS = (64, 64, 32, 4, 1)
+BUCKETS: Final = (64, 64, 32, 4, 1)
 """The last wheel holds everything further away, again and again, until its time has come."""
 
 
@@ -143,3 +144,19 @@ class TimerWheel:
         first.earlier = tail
         last.later = self._due
         self._due.earlier = last
+
+    def validate(self, waiting: set[int]) -> None:
+        """Raise BugError unless exactly the timers of these ids wait, but for some that need not any more."""
+        found = set()
+        for wheel in [*self._wheels, [self._due]]:
+            for bucket in wheel:
+                timer = bucket.later
+                while timer is not bucket:
+                    if timer.later.earlier is not timer or id(timer) in found:
+                        raise BugError("a timer is linked wrongly.")
+                    found.add(id(timer))
+                    if id(timer) not in waiting and timer.deadline != FOREVER:
+                        raise BugError("a timer of a removed entry still waits.")
+                    timer = timer.later
+        if waiting - found:
+            raise BugError(f"{len(waiting - found)} entries with a deadline are not waited for.")

@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from mypy_extensions import i64
 
 COUNT_MAX: Final = 15
-AGE_MASK: Final = 15
-"""The low four bits of a word say in which period, modulo 16, it was last brought up to date."""
-HALF_MASK: Final = 0x7777777777770
-"""Twelve counters of four bits after a shift to the right by one, without what fell from each into the next."""
+COUNTERS_MASK: Final = 0xFFFFFFFFFFFF
+"""Twelve counters of four bits. Above them stands the period in which a word was last brought up to date."""
+HALF_MASK: Final = 0x777777777777
+"""The counters after a shift to the right by one, without what fell from each into the next."""
+PERIOD_SHIFT: Final = 48
+PERIOD_MASK: Final = 1023
 WORDS_MIN: Final = 512
 WORDS_PER_NODE: Final = 2
 """Of eight bytes each, so that of the keys of one period nearly all are told apart."""
@@ -96,22 +98,22 @@ class Frequencies:
             return 0
         place = self._place(key_hash)
         word = self._fresh(self._words[place])
-        first = (word >> (4 + ((key_hash >> 24) & 12))) & COUNT_MAX
-        second = (word >> (20 + ((key_hash >> 26) & 12))) & COUNT_MAX
-        third = (word >> (36 + ((key_hash >> 28) & 12))) & COUNT_MAX
+        first = (word >> ((key_hash >> 24) & 12)) & COUNT_MAX
+        second = (word >> (16 + ((key_hash >> 26) & 12))) & COUNT_MAX
+        third = (word >> (32 + ((key_hash >> 28) & 12))) & COUNT_MAX
         least = first if first < second else second
         return least if least < third else third
 
     def _raise(self, key_hash: "i64", count: "i64") -> None:
         place = self._place(key_hash)
         word = self._fresh(self._words[place])
-        shift: i64 = 4 + ((key_hash >> 24) & 12)
+        shift: i64 = (key_hash >> 24) & 12
         if (word >> shift) & COUNT_MAX < count:
             word += (count - ((word >> shift) & COUNT_MAX)) << shift
-        shift = 20 + ((key_hash >> 26) & 12)
+        shift = 16 + ((key_hash >> 26) & 12)
         if (word >> shift) & COUNT_MAX < count:
             word += (count - ((word >> shift) & COUNT_MAX)) << shift
-        shift = 36 + ((key_hash >> 28) & 12)
+        shift = 32 + ((key_hash >> 28) & 12)
         if (word >> shift) & COUNT_MAX < count:
             word += (count - ((word >> shift) & COUNT_MAX)) << shift
         self._words[place] = word
@@ -122,14 +124,16 @@ class Frequencies:
 
     def _fresh(self, word: "i64") -> "i64":
         """The word with the halvings that it missed."""
-        missed = (self._periods - word) & AGE_MASK
-        if missed:
-            if missed > 4:
-                missed = 4
-            for _turn in range(missed):
-                word = (word >> 1) & HALF_MASK
-            word |= self._periods & AGE_MASK
-        return word
+        missed = (self._periods - (word >> PERIOD_SHIFT)) & PERIOD_MASK
+        if missed == 0:
+            return word
+        counters = word & COUNTERS_MASK
+        if missed >= 4:
+            counters = 0
+        while missed and counters:
+            counters = (counters >> 1) & HALF_MASK
+            missed -= 1
+        return counters | ((self._periods & PERIOD_MASK) << PERIOD_SHIFT)
 
     def _age(self) -> None:
         accesses = self._accesses + 1
@@ -137,7 +141,7 @@ class Frequencies:
             accesses = 0
             self._periods += 1
         self._accesses = accesses
-        # Each word is visited at least once in eight periods, so that no period is taken for another one.
+        # So each word is visited long before its period comes round again modulo 1024.
         if accesses & 7 == 0:
             words = self._words
             place = ((self._periods * self._period + accesses) >> 3) & self._mask

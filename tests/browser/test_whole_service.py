@@ -1,6 +1,7 @@
 """The dashboard of a real service under real load, in a real browser."""
 
 import asyncio
+import itertools
 import os
 import threading
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.running import execute_steadily, running
 
 SCREENSHOT = os.environ.get("HEADRACE_TEST_SCREENSHOT")
+SECONDS_A_RATE = 3.0
 EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
 
 
@@ -25,15 +27,18 @@ def service(tmp_path):
 
 @pytest.fixture
 def load(service):
-    """Three hundred executions a second, for as long as the test runs."""
+    """One to three hundred executions a second in turn, for as long as the test runs."""
     stop = threading.Event()
 
     async def execute():
-        over = asyncio.Event()
-        executing = asyncio.create_task(execute_steadily(service.port, "echo", rate=300, stop=over))
-        await asyncio.to_thread(stop.wait)
-        over.set()
-        await executing
+        for rate in itertools.cycle((300, 100, 200)):
+            if stop.is_set():
+                break
+            over = asyncio.Event()
+            executing = asyncio.create_task(execute_steadily(service.port, "echo", rate=rate, stop=over))
+            await asyncio.to_thread(stop.wait, SECONDS_A_RATE)
+            over.set()
+            await executing
 
     thread = threading.Thread(target=lambda: asyncio.run(execute()))
     thread.start()

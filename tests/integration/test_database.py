@@ -43,7 +43,6 @@ async def test_a_key_names_its_shard(database):
 
 async def test_our_slots_are_what_postgres_computes(database):
     """The database can evaluate the slot of a key of any supported type by itself."""
-    await database.verify_hash()
     node = database.nodes["shard-0"]
     for key, function in (
         ("Mühlgraben, a key beyond twelve bytes", "hashtextextended($1::text, 0)"),

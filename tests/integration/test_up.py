@@ -203,6 +203,38 @@ def test_a_worker_that_spins_dies_with_the_supervisor(tmp_path):
         assert alive == []
 
 
+def free_port():
+    """A port that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def answers(port):
+    """Whether the service behind the port says that it is well."""
+    try:
+        return asyncio.run(one_call(port, "GET", "/api/v1/system/health"))[0] == 200
+    except ConnectionError:
+        return False
+
+
+def test_it_serves_on_when_nobody_reads_what_it_prints(tmp_path):
+    """Standard output whose reader has gone and no standard error at all: as after a terminal was closed."""
+    port = free_port()
+    read_end, write_end = os.pipe()
+    command = f"exec {sys.executable} -m headrace up --workers 1 --port {port} --directory {tmp_path / 'data'} 2>&-"
+    process = subprocess.Popen(["sh", "-c", command], stdout=write_end)
+    os.close(write_end)
+    os.close(read_end)
+    try:
+        wait_until(lambda: process.poll() is not None or answers(port), timeout_s=60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_it_wraps_an_application(tmp_path):
     """What is not ours is answered by the application, whose own lifespan has run."""
     (tmp_path / "mine.py").write_text(APP)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,14 +52,23 @@ def up(
     log.configure(config.log, process="supervisor")
     supervisor = Supervisor(config, config_path=config_path, application=application, observer=log.LogObserver())
     uvloop.run(supervisor.run(partial(_announce, reference="/headrace/docs" if application else "/docs")))
-    sys.stdout.write("headrace is down\n")
+    _say("headrace is down")
 
 
 def _announce(supervisor: "Supervisor", *, reference: str) -> None:
     url = supervisor.url
-    click.echo(f"headrace is up: {url}")
-    click.echo(f"  dashboard  {url}/dashboard")
-    click.echo(f"  API        {url}{reference}")
-    click.echo(f"  data       {supervisor.directory}")
-    click.echo("  stop       Ctrl-C")
-    sys.stdout.flush()
+    _say(
+        f"headrace is up: {url}",
+        f"  dashboard  {url}/dashboard",
+        f"  API        {url}{reference}",
+        f"  data       {supervisor.directory}",
+        "  stop       Ctrl-C",
+    )
+
+
+def _say(*lines: str) -> None:
+    """Print, if anybody still reads: a terminal that was closed is no reason to stop a service."""
+    with suppress(OSError):
+        for line in lines:
+            click.echo(line)
+        sys.stdout.flush()

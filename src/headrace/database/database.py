@@ -176,10 +176,6 @@ class Database:
         async with self._node(key).transaction() as transaction:
             yield transaction
 
-    async def verify_hash(self) -> None:
-        """Compare our slot hash with each reachable shard's own; a key must never have two homes."""
-        await asyncio.gather(*(_verify_hash(node) for node in self._reached()))
-
     def statistics(self) -> DatabaseStatistics:
         """The pools, now."""
         return DatabaseStatistics({name: node.statistics() for name, node in self.nodes.items()})
@@ -198,6 +194,7 @@ class Database:
 
 
 async def _verify_hash(node: Node) -> None:
+    """Compare our slot hash with the shard's own; a key must never have two homes."""
     functions = (
         f"hashint8extended(${number}::bigint, 0)" if isinstance(key, int) else f"hashtextextended(${number}::text, 0)"
         for number, key in enumerate(_SAMPLE_KEYS, 1)

@@ -238,7 +238,7 @@ class AgentsApi:
             tags=metadata.tags,
             timeout_s=code.configuration.timeout,
         )
-        url = f"{PREFIX}/{metadata.agent_id}"
+        url = f"{exchange.mounted_at}{PREFIX}/{metadata.agent_id}"
         deployed = DeployAnswer(
             deployment_id=deployment.deployment_id,
             agent_id=metadata.agent_id,
@@ -276,7 +276,7 @@ class AgentsApi:
             timeout=request.timeout,
             priority=request.priority,
         )
-        return answer(_execution_view(execution), 200 if execution.is_finished else 202)
+        return answer(_execution_view(execution, exchange), 200 if execution.is_finished else 202)
 
     async def execution(self, exchange: Exchange) -> Answer:
         """One execution."""
@@ -284,7 +284,7 @@ class AgentsApi:
         if not _is_id(execution_id):
             raise ExecutionNotFound(f"No execution has the id {_shown(execution_id)}, which breaks the rule for ids.")
         execution = await self._host.execution(agent_id, execution_id)
-        return answer(_execution_view(execution))
+        return answer(_execution_view(execution, exchange))
 
 
 def _agent_id(exchange: Exchange) -> str:
@@ -312,7 +312,7 @@ def _agent_view(agent: Agent, totals: Totals | None = None) -> AgentView:
     )
 
 
-def _execution_view(execution: Execution) -> ExecutionView:
+def _execution_view(execution: Execution, exchange: Exchange) -> ExecutionView:
     return ExecutionView(
         execution_id=execution.id,
         agent_id=execution.agent_id,
@@ -327,5 +327,5 @@ def _execution_view(execution: Execution) -> ExecutionView:
         memory_bytes=execution.memory_bytes,
         started_at=execution.started_at,
         finished_at=execution.finished_at,
-        status_url=f"{PREFIX}/{execution.agent_id}/executions/{execution.id}",
+        status_url=f"{exchange.mounted_at}{PREFIX}/{execution.agent_id}/executions/{execution.id}",
     )

@@ -73,6 +73,12 @@ class Exchange:
         self.bytes_max = bytes_max
         self._receive = receive
 
+    @property
+    def mounted_at(self) -> str:
+        """The path below which the application that was mounted finds itself; every URL that it gives begins so."""
+        root: str = self.scope.get("root_path", "")
+        return root
+
     def path(self, name: str) -> str:
         """A parameter of the path."""
         value: str = self.scope["path_params"][name]

@@ -1,8 +1,10 @@
 """Logs: one reader of the events, and the form that everything on standard error has."""
 
 import logging
+import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -39,7 +41,9 @@ _FREQUENT = (ExecutionFinished,)
 
 def configure(config: LogConfig, **process: Any) -> None:
     """Write events, and the log records of every library, in one form; `process` stands in each line."""
-    is_console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
+    # A process that was started without a standard error has None there; what it would say has no reader.
+    stream = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for as long as the process is
+    is_console = config.format == "console" or (config.format == "auto" and stream.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -57,11 +61,11 @@ def configure(config: LogConfig, **process: Any) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(**process)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]

@@ -11,6 +11,7 @@ from starlette.routing import Mount, Route
 from headrace.config import Config, ServerConfig
 from headrace.database import DatabaseConfig, ShardConfig
 from headrace.server import Headrace
+from tests.running import deploy_body
 
 TOKEN = "a token of more than sixteen characters"
 GUARDED = [
@@ -170,3 +171,18 @@ class Told:
 
     def __init__(self, **values):
         self.__dict__.update(values)
+
+
+async def test_below_a_mount_the_urls_that_it_hands_out_lead_back_to_it():
+    """A client that follows them gets there without knowing where the service hangs."""
+    headrace = Headrace(Config())
+    outer = Starlette(routes=[Mount("/ops", headrace.asgi())])
+    async with calling(outer, headrace) as client:
+        deployed = await client.post(
+            "/ops/api/v1/agents/deploy",
+            json=deploy_body("echo", "async def Agent(input, context): return input"),
+        )
+        assert (await client.get(deployed.headers["location"])).json()["agent_id"] == "echo"
+        assert (await client.get(deployed.json()["status_url"])).status_code == 200
+        executed = await client.post(deployed.json()["execute_url"], json={"input": 7})
+        assert (await client.get(executed.json()["status_url"])).json()["output"] == 7

@@ -1,16 +1,17 @@
 """What a call of MemoryCache costs, next to dict.get, functools.lru_cache and the caches of others, in the same run.
 
-python -m benchmarks.micro.memory [--rounds 9] [--only hit,set] [--policy adaptive] [--json FILE]
+    python -m benchmarks.micro.memory [--rounds 9] [--only hit,miss,set,threads,bytes] [--policy lru] [--json FILE]
 
-Rows: - hit: `get` of 10,000 resident keys in random order, entries with a TTL; hit one key: one key again and again; -
-hit, no TTL: the same for entries that never expire; miss: keys that are not there; - set: `set` of resident keys; set
-and evict: `set` of new keys into a full cache of 10,000; - 8 threads: hits a second of eight threads together, and as
-a share of what one thread does alone; - bytes: what an entry adds to the process, with its own key and one value for
-all, measured in a process of its own.
+- hit: `get` of 10,000 resident keys in random order; with a TTL, one key again and again, and without a TTL.
+- miss: `get` of keys that are not there.
+- set: of resident keys, and of new keys into a cache of 10,000 that is full.
+- threads: hits a second of one thread, and of eight together.
+- bytes: what an entry adds to a process of its own, with its key and one value for all.
 
-Rounds alternate between the subjects, so that a noisy neighbour hits all of them; shown are the median, half the
-distance between the quartiles, and the median over the rounds of the ratio to the first subject. Peers that are not
-installed are left out by name: see benchmarks/peers/requirements-cache.txt.
+Rounds alternate between the subjects, so that a noisy neighbour hits all of them. Shown are the median, half the
+distance between the quartiles, the median over the rounds of the ratio to the first subject, the best round, and the
+ratio of the best rounds, which is what a busy machine disturbs least: neighbours only ever add time. Peers that are
+not installed are left out by name: see benchmarks/peers/requirements-cache.txt.
 """
 
 import argparse
@@ -246,13 +247,18 @@ def footprints() -> dict[str, list[float]]:
 
 
 def show(title: str, unit: str, figures: dict[str, list[float]]) -> None:
+    """Print a table in Markdown."""
     first = next(iter(figures.values()))
-    print(f"\n{title} ({unit})")
+    best = max if unit == "calls/s" else min
+    print(f"\n| {title} ({unit}) | median | ± | ratio | best | ratio of best |\n|---|--:|--:|--:|--:|--:|")
     for name, values in figures.items():
         ratio = statistics.median(value / base for value, base in zip(values, first, strict=True))
         quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [0.0, 0.0, 0.0]
         spread = (quartiles[2] - quartiles[0]) / 2
-        print(f"  {name:<22} {statistics.median(values):12,.1f}  ±{spread:<10,.1f} x{ratio:.2f}")
+        print(
+            f"| {name} | {statistics.median(values):,.1f} | {spread:,.1f} | {ratio:.2f} "
+            f"| {best(values):,.1f} | {best(values) / best(first):.2f} |"
+        )
 
 
 def main() -> None:

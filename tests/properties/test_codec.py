@@ -3,11 +3,13 @@
 import math
 import zlib
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected
 from headrace.cache.seal import Encryption, Signature
+from headrace.errors import UnencodableValue
 
 plain = st.recursive(
     st.none()
@@ -110,3 +112,10 @@ def test_values_unequal_to_themselves_survive():
     opened = codec.open("k", codec.seal("k", envelope([1, math.nan])))
     assert isinstance(opened, Envelope)
     assert math.isnan(opened.value[1])
+
+
+@pytest.mark.parametrize("value", [{1: "one"}, [math.nan], {"a": {2.5: None}}])
+def test_json_refuses_what_would_come_back_as_something_else(value):
+    """A key that would turn into text, a NaN that would turn into null."""
+    with pytest.raises(UnencodableValue, match="unequal to itself"):
+        Codec().seal("k", envelope(value), serializer="json")

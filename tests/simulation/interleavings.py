@@ -6,6 +6,10 @@ and then invalidates. A value is stale when it is below what the number was when
 - the shared tier never takes such a value (checked at each write that it carries out, while no connection is killed);
 - the memory of the process that invalidated never holds one, and its readers never get one that they ask for later;
 - when everything has settled, no memory holds one, and no memory differs from the shared tier in any key.
+
+A counted key is updated from what is there, and begins with the number of invalidations where nothing is. No outcome
+of an update is below what that number was when an invalidation of whatever process had returned before the update
+began.
 """
 
 import asyncio
@@ -15,15 +19,24 @@ from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
+from msgspec import UNSET
+
 from headrace.cache import Cache, RemoteConfig
 from headrace.cache.codec import Codec, Envelope
 from headrace.cache.remote import Remote
+from headrace.errors import CacheUnavailable
 from tests.simulation.simulated_redis import Connection, Idleness, LoopClock, SimulatedRedis, Step
 
 KEYS = ("a", "b")
 WRITTEN = ("w", "x")
+COUNTED = "n"
+ROUND = 1000
+"""More than the updates of a run: a count of an earlier round is told from one of a later."""
 TAG = "t"
-ACTIONS = ("load", "load", "load", "load", "get", "delete", "delete", "tag", "pattern", "clear", "set", "set", "erase")
+ACTIONS = (
+    *("load", "load", "load", "load", "get", "delete", "delete", "tag", "pattern", "clear"),
+    *("set", "set", "erase", "count", "count"),
+)
 ACCIDENT_SHARE = 0.02
 LOADED_SHARE = 0.15
 """A load takes as long as several calls of the others, so that they come between."""
@@ -58,6 +71,9 @@ class Interleaving:
         self._gates: list[tuple[str, asyncio.Future[None]]] = []
         self._source: dict[str, int] = dict.fromkeys(KEYS, 0)
         self._floor: dict[str, int] = dict.fromkeys(KEYS, 0)
+        self._rounds = 0
+        self._round_floor = 0
+        self._own_round_floor: dict[int, int] = defaultdict(int)
         self._own_floor: dict[tuple[int, str], int] = defaultdict(int)
         self._writes = 0
         self._faults_left = self._rng.randrange(1, 4) if faults else 0
@@ -138,13 +154,15 @@ class Interleaving:
                 await self._load(process, key)
             case "get":
                 await cache.get(key)
-                await cache.get(self._rng.choice(WRITTEN))
+                await cache.get(self._rng.choice((*WRITTEN, COUNTED)))
             case "set":
                 self._writes += 1
                 tags = self._rng.choice([(), (TAG,)])
                 await cache.set(self._rng.choice(WRITTEN), self._writes, tags=tags)
             case "erase":
                 await cache.delete(self._rng.choice(WRITTEN))
+            case "count":
+                await self._count(process)
             case _:
                 await self._invalidate(process, action, key)
 
@@ -165,9 +183,25 @@ class Interleaving:
                 f"p{process} was given {key}={value} after it had invalidated what is below {floor}"
             )
 
+    async def _count(self, process: int) -> None:
+        # With connections killed, what another process invalidated may still be on its way when it returns there.
+        floor = self._own_round_floor[process] if self._faults else self._round_floor
+
+        def count(old: Any) -> int:
+            return self._rounds * ROUND if old is UNSET else old + 1
+
+        try:
+            value = await self._caches[process].update(COUNTED, count, tags=(TAG,))
+        except CacheUnavailable:
+            return
+        if value < floor:
+            self._violations.append(f"p{process} counted {value} after what is below {floor} was invalidated")
+
     async def _invalidate(self, process: int, action: str, key: str) -> None:
         cache = self._caches[process]
         self.invalidations += 1
+        self._rounds += 1
+        reached = self._rounds * ROUND
         keys = {"delete": (key,), "tag": ("b",), "pattern": (key,)}.get(action, KEYS)
         wanted = {}
         for each in keys:
@@ -183,6 +217,9 @@ class Interleaving:
                 await cache.invalidate_pattern(f"{key}*")
             case _:
                 await cache.clear()
+        if action in {"tag", "clear"}:
+            self._round_floor = max(self._round_floor, reached)
+            self._own_round_floor[process] = max(self._own_round_floor[process], reached)
         for each, value in wanted.items():
             self._floor[each] = max(self._floor[each], value)
             self._own_floor[process, each] = max(self._own_floor[process, each], value)
@@ -218,7 +255,7 @@ class Interleaving:
 
     def _check_settled(self) -> None:
         for number, cache in enumerate(self._caches):
-            for key in (*KEYS, *WRITTEN):
+            for key in (*KEYS, *WRITTEN, COUNTED):
                 entry, shared = cache.entry_lookup(key), self._shared(key)
                 if entry is None or entry.fresh_until <= self._loop.now:
                     continue

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import hiredis
 
-from headrace.cache import lease
+from headrace.cache import exchange, lease
 from headrace.cache.pipeline import Wire
 
 OK = b"+OK\r\n"
@@ -126,7 +126,12 @@ class SimulatedRedis:
         self._written = written
         self.data: dict[bytes, tuple[bytes, float | None]] = {}
         self.connections: list[Connection] = []
-        scripts = {"COMMIT": lease.COMMIT, "RELEASE": lease.RELEASE, "RENEW": lease.RENEW}
+        scripts = {
+            "COMMIT": lease.COMMIT,
+            "RELEASE": lease.RELEASE,
+            "RENEW": lease.RENEW,
+            "SWAP": exchange.SWAP,
+        }
         self._scripts = {script._digest.encode(): name for name, script in scripts.items()}
 
     def steps(self) -> list[Step]:
@@ -175,6 +180,8 @@ class SimulatedRedis:
         raise AssertionError(f"the cache sent {command!r}, which is not simulated")
 
     def _run(self, script: str, keys: list[bytes], arguments: list[bytes]) -> int:
+        if script == "SWAP":
+            return self._swap(keys, *arguments[:4], tokens=arguments[4:])
         if self.get(keys[-1]) != arguments[0]:
             return 0
         if script == "RENEW":
@@ -183,6 +190,17 @@ class SimulatedRedis:
         self._remove(keys[-1])
         if script == "COMMIT":
             self._set(keys[0], arguments[1], *([b"PX", arguments[2]] if arguments[2] else []))
+        return 1
+
+    def _swap(
+        self, keys: list[bytes], head: bytes, data: bytes, life: bytes, last: bytes, *, tokens: list[bytes]
+    ) -> int:
+        entry, lease_name, *names = keys
+        if [self.get(name) for name in names] != tokens or (self.get(entry) or b"")[: int(last) + 1] != head:
+            return 0
+        if self.get(lease_name) is not None:
+            self._remove(lease_name)
+        self._set(entry, data, *([b"PX", life] if life else []))
         return 1
 
     def _set(self, name: bytes, value: bytes, *options: bytes) -> bytes:

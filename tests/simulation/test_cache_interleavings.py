@@ -8,9 +8,12 @@ from unittest.mock import patch
 
 import pytest
 
+from headrace.cache.codec import Sealed
+from headrace.cache.exchange import Basis, Exchange
 from headrace.cache.fence import Fence
 from headrace.cache.filling import Filler
 from headrace.cache.remote import Remote
+from headrace.cache.tracking import OwnWrites
 from tests.simulation.interleavings import Interleaving, Outcome, report
 
 COUNT = 1000
@@ -45,14 +48,27 @@ async def unlink_entries(remote: Remote, names: list[bytes], unlink=Remote.unlin
     return await unlink(remote, [name for name in names if b"@lease" not in name])
 
 
+class Every(set[bytes]):
+    """Holds whatever one asks for."""
+
+    def __contains__(self, token: object) -> bool:
+        return True
+
+
+async def swap_unchecked(exchange: Exchange, basis: Basis, entry: Sealed, swap=Exchange.swap) -> bool:
+    return await swap(exchange, basis._replace(tokens=()), entry)
+
+
 @pytest.mark.parametrize(
     ("owner", "method", "broken", "faults"),
     [
         (Fence, "holds", lambda *_: True, False),
         (Remote, "unlink", unlink_entries, False),
         (Filler, "_limit_alone", lambda *_: None, True),
+        (Exchange, "swap", swap_unchecked, False),
+        (OwnWrites, "tokens", lambda *_: Every({b""}), False),
     ],
-    ids=["no-fence", "leases-outlive-deletes", "alone-for-long"],
+    ids=["no-fence", "leases-outlive-deletes", "alone-for-long", "swaps-anywhere", "every-token-is-ours"],
 )
 def test_a_broken_defence_is_found(owner, method, broken, faults):
     """The simulation is able to fail: each defence is needed in one of the first interleavings."""

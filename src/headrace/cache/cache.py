@@ -125,7 +125,8 @@ class Cache:
                 tokens=random.SystemRandom() if self._rng_given is None else self._rng_given,
             )
             await self._shared.open()
-            if any(policy.strategy is Strategy.WRITE_BEHIND for policy in self._given_policies):
+            is_behind = any(policy.strategy is Strategy.WRITE_BEHIND for policy in self._given_policies)
+            if is_behind or self._remote_config.spool_directory is not None:
                 self._behind = await self._open_behind(self._shared, self._remote_config)
         self._filler = Filler(
             near=self._near,
@@ -149,9 +150,16 @@ class Cache:
         )
 
     async def _open_behind(self, shared: SharedTier, config: RemoteConfig) -> WriteBehind:
-        spool = Spool(Path(config.spool_directory), sync=config.spool_sync) if config.spool_directory else None
+        spool = None
+        if config.spool_directory is not None:
+            spool = Spool(Path(config.spool_directory), sync=config.spool_sync, namespace=self._namespace)
         behind = WriteBehind(
-            shared, queue_max=config.write_behind_max, spool=spool, clock=self._clock, counts=self._counts
+            shared,
+            queue_max=config.write_behind_max,
+            spool=spool,
+            clock=self._clock,
+            counts=self._counts,
+            observer=self._observer,
         )
         await behind.open()
         return behind
@@ -289,7 +297,14 @@ class Cache:
         return await self._updater.update(request, change)
 
     async def delete(self, *keys: str) -> int:
-        """Remove keys from both tiers; how many were there. No load that is under way puts an old value back."""
+        """Remove keys from both tiers; how many were there. No load that is under way puts an old value back.
+
+        With the shared tier away this process keeps in mind what it owes there, does not believe what is there under
+        these keys, and delivers on its return; other processes read the old value until then. With
+        `RemoteConfig.spool_directory` that is on disk before this returns and outlives the process, as it is for tags,
+        patterns and `clear`. Without it, a process that is killed before it could deliver leaves the old value for
+        others until its TTL is over.
+        """
         return await self._open_filler().forget([check_key(key) for key in keys])
 
     async def invalidate_tag(self, *tags: str) -> int:
@@ -329,8 +344,10 @@ class Cache:
 
         The template (and each tag) names parameters of the function; see `headrace.cache.decorators` for what a part
         may be. `key` builds the key from the call's arguments instead. The annotated return type checks what comes
-        from the shared tier. A plain function may be called from any thread; on the event loop's own thread it cannot
-        wait for the shared tier, so there it reads memory only and writes to the shared tier behind.
+        from the shared tier. A plain function may be called from any thread. On a thread that runs an event loop it
+        cannot wait for the shared tier: it loads into memory alone, and what it loads is fresh for
+        `RemoteConfig.degraded_ttl` at most, because nobody tells of changes to what the shared tier does not have.
+        Call it by `asyncio.to_thread` there.
         """
 
         def decorator(function: F) -> F:

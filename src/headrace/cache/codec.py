@@ -29,6 +29,8 @@ else:
 MAGIC = b"hr"
 VERSION = 1
 FOREVER_MS = 2**64 - 1
+LIFE_MAX_S = 100 * 365 * 24 * 3600.0
+"""What lives longer lives for ever: Redis refuses times that its clock cannot hold."""
 _HEADER = struct.Struct("<2sBBIQQQIQH")
 HEAD_BYTES = _HEADER.size
 """How much of an entry `version_in` needs."""
@@ -41,7 +43,6 @@ _SERIALIZER_IDS = {"msgpack": 0, "json": 1, "raw": 2}
 _SERIALIZERS = {number: name for name, number in _SERIALIZER_IDS.items()}
 _KNOWN_FLAGS = _COMPRESSED | _SEALED | 0x03
 _LOAD_US_MAX = 2**32 - 1
-_PLAIN = (type(None), bool, int, float, str, bytes)
 
 Tags = tuple[tuple[str, bytes], ...]
 
@@ -59,6 +60,19 @@ class Envelope(msgspec.Struct, frozen=True):
     version: int = 0
     """Random, one a write: tells two writes of equal values apart."""
     tags: Tags = ()
+
+
+class Sealed:
+    """An entry ready to be written."""
+
+    __slots__ = ("data", "generation", "key", "life_ms", "version")
+
+    def __init__(self, key: str, data: bytes, life_ms: int | None, version: int, generation: bytes) -> None:
+        self.key = key
+        self.data = data
+        self.life_ms = life_ms
+        self.version = version
+        self.generation = generation
 
 
 class Codec:
@@ -202,10 +216,7 @@ class Codec:
             again = self._decoder(_SERIALIZER_IDS[serializer], type).decode(payload)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UnencodableValue(f"{key!r} has a value of {value.__class__.__name__}: {error}.") from error
-        # Equality settles all but values that are not equal to themselves, such as NaN inside a list.
-        if again == value or (
-            again.__class__ is value.__class__ and is_plain(value) and encoder.encode(again) == payload
-        ):
+        if again == value or _is_same(again, value):
             return payload
         raise UnencodableValue(
             f"{key!r} has a value of {value.__class__.__name__} that would come back as {again.__class__.__name__}"
@@ -229,6 +240,11 @@ def _head(envelope: Envelope, flags: int, check: int, tags_len: int) -> bytes:
     )
 
 
+def milliseconds(seconds: float) -> int:
+    """A life as an envelope holds it."""
+    return int(seconds * 1000) if seconds < LIFE_MAX_S else FOREVER_MS
+
+
 def version_in(head: bytes) -> int | None:
     """The version in the first HEAD_BYTES of an entry, unchecked: good for recognising a random number, not for
     trust."""
@@ -249,10 +265,12 @@ def _new_decoder(number: int, type: Any) -> Any:
         ) from error
 
 
-def is_plain(value: Any) -> bool:
-    """Whether every part is of a type that msgpack has itself, so that bytes say all there is to say."""
-    if isinstance(value, dict):
-        return all(is_plain(key) and is_plain(part) for key, part in value.items())
-    if isinstance(value, list):
-        return all(is_plain(part) for part in value)
-    return isinstance(value, _PLAIN)
+def _is_same(one: Any, other: Any) -> bool:
+    """Equality under which NaN, anywhere inside, is the same as NaN."""
+    if one.__class__ is not other.__class__:
+        return False
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(map(_is_same, one.items(), other.items()))
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return bool(one == other) or (isinstance(one, float) and one != one and other != other)

@@ -5,6 +5,11 @@ that type, so that `f(1)` and `f("1")` can never share an entry; one without suc
 template of several parts, a part's own separators are percent-encoded, because two calls ("a:b" + "c" and "a" + "b:c")
 could else spell one key. What has no stable spelling (a list, an object) is refused with the parameter's name; `key=`
 builds keys of one's own.
+
+The function that stands before the decorated one is written as source and compiled, as dataclasses do with `__init__`:
+the same parameters, an f-string for the key, one lookup. So Python itself binds names, defaults and keywords, at the
+price of a call written by hand (`inspect.Signature.bind` costs ten hits), and refuses on a hit what the function would
+refuse on a miss.
 """
 
 import datetime
@@ -12,8 +17,8 @@ import decimal
 import enum
 import functools
 import inspect
+import linecache
 import string
-import sys
 import typing
 import uuid
 from collections.abc import Callable, Iterable
@@ -58,96 +63,158 @@ def spell(name: str, part: Any) -> str:
     )
 
 
-PlainPart = tuple[int, Any, str, str]
-"""Position and type of the only part of a template whose spelling is its str(), and the text around it."""
-NOT_PLAIN: PlainPart = (sys.maxsize, None, "", "")
+class _Draft:
+    """A function with the parameters of another, to be written as source."""
+
+    def __init__(self, signature: inspect.Signature) -> None:
+        parameters = signature.parameters.values()
+        # No name of ours may be one of the parameters'.
+        self._prefix = "_"
+        while any(one.name.startswith(self._prefix) for one in parameters):
+            self._prefix += "_"
+        self._values: dict[str, Any] = {}
+        empty = inspect.Parameter.empty
+        plain = [one.replace(annotation=empty, default=self._default(one)) for one in parameters]
+        self.parameters = str(inspect.Signature(plain))
+        """As they stand behind the function's name."""
+        self.arguments = ", ".join(_PASSED_ON[one.kind].format(one.name) for one in parameters)
+        """The same, to call the other function with."""
+
+    def name(self, word: str, value: Any) -> str:
+        """What the source calls `value`."""
+        name = self.local(word)
+        self._values[name] = value
+        return name
+
+    def local(self, word: str) -> str:
+        """What the source calls a variable of its own."""
+        return self._prefix + word
+
+    def function(self, source: str, *, title: str) -> Callable[..., Any]:
+        """The function `cached` that the source defines."""
+        filename = f"<{title}>"
+        exec(compile(source, filename, "exec", dont_inherit=True), self._values)  # noqa: S102 - no text of others in it
+        # Tracebacks and debuggers show the lines.
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        written: Callable[..., Any] = self._values["cached"]
+        return written
+
+    def _default(self, parameter: inspect.Parameter) -> Any:
+        if parameter.default is parameter.empty:
+            return parameter.empty
+        return _Reference(self.name(f"default_{parameter.name}", parameter.default))
+
+
+class _Reference:
+    """A default that `str` of a signature shows as a name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __repr__(self) -> str:
+        return self._name
+
+
+_PASSED_ON = {
+    inspect.Parameter.POSITIONAL_ONLY: "{0}",
+    inspect.Parameter.POSITIONAL_OR_KEYWORD: "{0}",
+    inspect.Parameter.VAR_POSITIONAL: "*{0}",
+    inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
+    inspect.Parameter.VAR_KEYWORD: "**{0}",
+}
 
 
 class KeyTemplate:
     """A template that was checked against a signature."""
 
-    __slots__ = ("_fields", "_format", "_hints", "_positions", "_signature", "_spellers", "template")
+    __slots__ = ("_parts", "_separators", "signature", "template")
 
     def __init__(self, template: str, function: Callable[..., Any]) -> None:
         self.template = template
-        self._signature = inspect.signature(function)
-        self._format, self._fields = _parse(template)
-        parameters = self._signature.parameters
-        for field in self._fields:
-            if field not in parameters or parameters[field].kind in {
-                inspect.Parameter.VAR_POSITIONAL,
-                inspect.Parameter.VAR_KEYWORD,
-            }:
+        self.signature = inspect.signature(function)
+        pieces = _parse(template)
+        parameters = self.signature.parameters
+        for _, field in pieces:
+            if field is not None and (field not in parameters or parameters[field].kind in _STARRED):
                 raise ConfigError(
                     f"The key template {template!r} names {field!r}, which is no parameter of"
-                    f" {function.__qualname__}{self._signature}.",
+                    f" {function.__qualname__}{self.signature}.",
                     fix=f"Use one of: {', '.join(parameters) or 'no parameters at all'}.",
                 )
+        self._separators = _separators(template, pieces)
         hints = _hints(function)
-        self._spellers = tuple(_speller(field, hints.get(field)) for field in self._fields)
-        if len(self._fields) > 1:
-            self._spellers = _escaping(template, self._spellers)
-        order = [name for name, one in parameters.items() if one.kind is not inspect.Parameter.KEYWORD_ONLY]
-        self._positions = tuple(order.index(field) if field in order else -1 for field in self._fields)
-        self._hints = hints
+        self._parts = [(text, field, hints.get(field) if field else None) for text, field in pieces]
 
-    def plain_part(self) -> PlainPart:
-        """How to spell the key without this template, for the calls that allow it; NOT_PLAIN if none does."""
-        kind = self._hints.get(self._fields[0]) if len(self._fields) == 1 else None
-        if kind not in (str, int, uuid.UUID) or self._positions[0] < 0 or "%" in self.template:
-            return NOT_PLAIN
-        head, tail = self._format.split("%s")
-        return self._positions[0], kind, head, tail
+    def compiled(self) -> Callable[..., str]:
+        """A function that is called like the decorated one and spells the key; it raises InvalidKey for a part that
+        cannot be in one, TypeError as the function itself would."""
+        draft = _Draft(self.signature)
+        source = f"def cached{draft.parameters}:\n    return {self.expression(draft)}\n"
+        return draft.function(source, title=f"key {self.template}")
 
-    def render(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """The key of a call; raises InvalidKey for a part that cannot be in one, TypeError as the function itself
-        would."""
-        if not kwargs and all(0 <= position < len(args) for position in self._positions):
-            parts = [args[position] for position in self._positions]
-        else:
-            bound = self._signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            parts = [bound.arguments[field] for field in self._fields]
-        return self._format % tuple(speller(part) for speller, part in zip(self._spellers, parts, strict=True))
-
-
-def _parse(template: str) -> tuple[str, list[str]]:
-    """`user:{user_id}` as `user:%s` and its fields."""
-    text: list[str] = []
-    fields: list[str] = []
-    try:
-        for literal, field, spec, conversion in string.Formatter().parse(template):
-            text.append(literal.replace("%", "%%"))
+    def expression(self, draft: _Draft) -> str:
+        """The f-string that spells the key inside a function with these parameters."""
+        written = []
+        for number, (text, field, hint) in enumerate(self._parts):
+            if text:
+                written.append(f"{{{draft.name(f'text_{number}', text)}}}")
             if field is not None:
-                if spec or conversion or not field.isidentifier():
-                    raise ConfigError(f"The key template {template!r} holds more than a name in braces: {field!r}.")
-                fields.append(field)
-                text.append("%s")
+                written.append(f"{{({self._part(draft, field, hint)})}}")
+        return f"f'{''.join(written)}'"
+
+    def _part(self, draft: _Draft, field: str, hint: Any) -> str:
+        """The spelling of one part, with what most parts are written out before the call of its speller."""
+        speller = _speller(field, hint)
+        spell_part = draft.name(
+            f"spell_{field}", _escaping(speller, self._separators) if self._separators else speller
+        )
+        if hint is str:
+            is_itself = f"{field}.isalnum()" if self._separators else f'"%" not in {field}'
+            condition = f"{field}.__class__ is {draft.name('str', str)} and {is_itself}"
+        elif (hint is int or not _is_exact(hint)) and "-" not in self._separators:
+            condition = f"{field}.__class__ is {draft.name('int', int)}"
+        else:
+            return f"{spell_part}({field})"
+        return f"{field} if {condition} else {spell_part}({field})"
+
+
+_STARRED = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+
+
+def _parse(template: str) -> list[tuple[str, str | None]]:
+    """`user:{user_id}` as pairs of a text and the field that follows it."""
+    try:
+        pieces = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ConfigError(f"The key template {template!r} cannot be read: {error}.") from error
     if not template:
         raise ConfigError("A key template must not be empty.", fix='Write something like "user:{user_id}".')
-    return "".join(text), fields
+    for _, field, spec, conversion in pieces:
+        if field is not None and (spec or conversion or not field.isidentifier()):
+            raise ConfigError(f"The key template {template!r} holds more than a name in braces: {field!r}.")
+    return [(text, field) for text, field, _, _ in pieces]
 
 
-def _escaping(template: str, spellers: "tuple[Callable[[Any], str], ...]") -> "tuple[Callable[[Any], str], ...]":
-    """The spellers, with every character that separates parts in this template percent-encoded inside a part."""
-    between = [literal for literal, _, _, _ in string.Formatter().parse(template)][1 : len(spellers)]
-    if not all(any(not character.isalnum() for character in literal) for literal in between):
+def _separators(template: str, pieces: list[tuple[str, str | None]]) -> frozenset[str]:
+    """The characters that stand between the parts of a template and must not be in one; none for a single part."""
+    fields = [number for number, (_, field) in enumerate(pieces) if field is not None]
+    between = [pieces[number][0] for number in fields[1:]]
+    if not all(any(not character.isalnum() for character in text) for text in between):
         raise ConfigError(
             f"The key template {template!r} has parts that nothing separates.", fix='Put a ":" between them.'
         )
-    separators = {character for literal in between for character in literal if not character.isalnum()} - {"%"}
-    table = str.maketrans({character: f"%{ord(character):02X}" for character in separators})
+    return frozenset(character for text in between for character in text if not character.isalnum())
 
-    def escaping(spell_part: Callable[[Any], str]) -> Callable[[Any], str]:
-        def spell_escaped(part: Any) -> str:
-            text = spell_part(part)
-            return text if text.isalnum() else text.translate(table)
 
-        return spell_escaped
+def _escaping(spell_part: Callable[[Any], str], separators: frozenset[str]) -> Callable[[Any], str]:
+    """The speller, with every separator percent-encoded inside the part. (Its own "%" are encoded already.)"""
+    table = str.maketrans({character: f"%{ord(character):02X}" for character in separators - {"%"}})
 
-    return tuple(escaping(speller) for speller in spellers)
+    def spell_escaped(part: Any) -> str:
+        text = spell_part(part)
+        return text if text.isalnum() else text.translate(table)
+
+    return spell_escaped
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -157,8 +224,13 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def _is_exact(hint: Any) -> bool:
+    """Whether the annotation is a type that parts are held to."""
+    return isinstance(hint, type) and hint in PARTS
+
+
 def _speller(name: str, hint: Any) -> Callable[[Any], str]:
-    if not isinstance(hint, type) or hint not in PARTS:
+    if not _is_exact(hint):
         return functools.partial(spell, name)
     kind = hint
     write = PARTS[kind]
@@ -235,92 +307,48 @@ def decorate(
             f"cached() on {function.__qualname__} needs either a key template or key=, and not both.",
             fix='Write @cache.cached("user:{user_id}") or @cache.cached(key=lambda user: ...).',
         )
-    labels = [KeyTemplate(tag, function) for tag in tags]
-    options = _CallOptions(ttl=ttl, labels=labels, type=result_type(function))
+    labels = [KeyTemplate(tag, function).compiled() for tag in tags]
     if key is not None:
-        make_key = key
-
-        def render(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-            return make_key(*args, **kwargs)
-
-        plain = NOT_PLAIN
+        draft = _Draft(_ANY_CALL)
+        expression = f"{draft.name('make_key', key)}({draft.arguments})"
     else:
         assert template is not None
         checked = KeyTemplate(template, function)
-        render, plain = checked.render, checked.plain_part()
-    wrap = _wrap_async if inspect.iscoroutinefunction(function) else _wrap_sync
-    return wrap(cache, function, render, options, plain)
+        draft = _Draft(checked.signature)
+        expression = checked.expression(draft)
+    is_async = inspect.iscoroutinefunction(function)
+    source = (_ASYNC if is_async else _PLAIN).format(
+        parameters=draft.parameters,
+        expression=expression,
+        arguments=draft.arguments,
+        tags="".join(
+            f"{draft.name(f'tag_{number}', label)}({draft.arguments}), " for number, label in enumerate(labels)
+        ),
+        key=draft.local("key"),
+        entry=draft.local("entry"),
+        lookup=draft.name("lookup", cache.entry_lookup),
+        now=draft.name("now", cache.now),
+        load=draft.name("load", cache.load_async if is_async else cache.load_blocking),
+        bound=draft.name("bound", functools.partial),
+        function=draft.name("function", function),
+        ttl=draft.name("ttl", ttl),
+        type=draft.name("type", result_type(function)),
+    )
+    written = draft.function(source, title=f"cached {function.__module__}.{function.__qualname__}")
+    return functools.wraps(function)(written)
 
 
-class _CallOptions:
-    """What a decorated function was told once, for all its calls."""
+_ANY_CALL = inspect.signature(lambda *args, **kwargs: None)
+"""With `key=` the arguments go on as the caller wrote them."""
 
-    __slots__ = ("_labels", "ttl", "type")
-
-    def __init__(self, *, ttl: float | msgspec.UnsetType | None, labels: list[KeyTemplate], type: Any) -> None:
-        self.ttl = ttl
-        self.type = type
-        self._labels = labels
-
-    def tags(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
-        """The tags of one call: they may have parameters like the key."""
-        return tuple(label.render(args, kwargs) for label in self._labels)
-
-
-def _wrap_async(
-    cache: Door, function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
-) -> Callable[..., Any]:
-    lookup, now, load = cache.entry_lookup, cache.now, cache.load_async
-    position, kind, head, tail = plain
-
-    @functools.wraps(function)
-    async def cached(*args: Any, **kwargs: Any) -> Any:
-        # The commonest call, one positional part of exactly the annotated type, is spelt without another call.
-        if not kwargs and len(args) > position and args[position].__class__ is kind:
-            key = f"{head}{args[position]}{tail}"
-            if "%" in key:
-                key = render(args, kwargs)
-        else:
-            key = render(args, kwargs)
-        entry = lookup(key)
-        if entry is not None and entry.attention_at > now():
-            return entry.value
-        return await load(
-            key,
-            entry,
-            functools.partial(function, *args, **kwargs),
-            ttl=options.ttl,
-            tags=options.tags(args, kwargs),
-            type=options.type,
-        )
-
-    return cached
-
-
-def _wrap_sync(
-    cache: Door, function: Callable[..., Any], render: Callable[..., str], options: _CallOptions, plain: "PlainPart"
-) -> Callable[..., Any]:
-    lookup, now, load = cache.entry_lookup, cache.now, cache.load_blocking
-    position, kind, head, tail = plain
-
-    @functools.wraps(function)
-    def cached(*args: Any, **kwargs: Any) -> Any:
-        if not kwargs and len(args) > position and args[position].__class__ is kind:
-            key = f"{head}{args[position]}{tail}"
-            if "%" in key:
-                key = render(args, kwargs)
-        else:
-            key = render(args, kwargs)
-        entry = lookup(key)
-        if entry is not None and entry.attention_at > now():
-            return entry.value
-        return load(
-            key,
-            entry,
-            functools.partial(function, *args, **kwargs),
-            ttl=options.ttl,
-            tags=options.tags(args, kwargs),
-            type=options.type,
-        )
-
-    return cached
+_ASYNC = """\
+async def cached{parameters}:
+    {key} = {expression}
+    {entry} = {lookup}({key})
+    if {entry} is not None and {entry}.attention_at > {now}():
+        return {entry}.value
+    return await {load}(
+        {key}, {entry}, {bound}({function}, {arguments}), ttl={ttl}, tags=({tags}), type={type}
+    )
+"""
+_PLAIN = _ASYNC.replace("async ", "").replace("await ", "")

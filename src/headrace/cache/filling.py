@@ -13,18 +13,18 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from msgspec import UnsetType
 
-from headrace.cache.codec import FOREVER_MS, Envelope, Tags
+from headrace.cache.codec import FOREVER_MS, Envelope, Sealed, Tags
 from headrace.cache.entry import FOREVER, Entry, attention_after, fresh_for
 from headrace.cache.fence import Epoch
-from headrace.cache.flight import Flights, running_loop
+from headrace.cache.flight import WAIT_MAX_S, Flights, running_loop
 from headrace.cache.lease import Lease, Right
 from headrace.cache.near import Near, Write
 from headrace.cache.policy import CachePolicy, Strategy, glob_pattern
-from headrace.cache.shared import AWAY, Found, Sealed, SharedTier
+from headrace.cache.shared import AWAY, Found, SharedTier
 from headrace.cache.statistics import Counts
 from headrace.cache.write_behind import WriteBehind
 from headrace.clock import Clock
-from headrace.errors import CacheUnavailable, LoadTimeout, UnencodableValue
+from headrace.errors import CacheUnavailable, LoadTimeout
 from headrace.events import LoadFailed, Observer
 
 T = TypeVar("T")
@@ -129,12 +129,14 @@ class Filler:
         if shared is None or not keys:
             return values
         epochs = [self._near.epoch(key) for key in keys]
-        envelopes = await self._at_home(shared.read_many(keys, type))
+        found = await self._at_home(shared.read_many(keys, type))
         for key, epoch in zip(keys, epochs, strict=True):
-            envelope = envelopes.get(key)
-            found = _ABSENT if envelope is None else self._answer(key, envelope, None, epoch, _ABSENT)
-            if found is not _ABSENT:
-                values[key] = found
+            if (each := found.get(key)) is None:
+                continue
+            stale = self._near.lookup(key) if each is AWAY else None
+            value = self._answer(key, each, stale, epoch, _ABSENT)
+            if value is not _ABSENT:
+                values[key] = value
         return values
 
     async def find_or_load(self, request: Request, entry: Entry | None, loader: Callable[[], Any]) -> Entry:
@@ -145,18 +147,21 @@ class Filler:
             return entry
         key, policy = request.key, request.policy
         epoch = self._near.epoch(key)
-        soft = policy.load_timeout_soft
-        if soft is not None and self._may_stand_in(entry):
-            assert entry is not None
+        soft = policy.load_timeout_soft if self._may_stand_in(entry) else None
+        if soft is not None:
             self._flights.start(key, epoch, lambda: self._fill(request, epoch, loader))
-            try:
-                async with asyncio.timeout(soft):
-                    found, joined = await self._flights.run(key, epoch, lambda: self._fill(request, epoch, loader))
-            except TimeoutError:
-                self._counts.add("stale_served")
-                return entry
-        else:
-            found, joined = await self._flights.run(key, epoch, lambda: self._fill(request, epoch, loader))
+        try:
+            async with asyncio.timeout(soft) as timer:
+                found, joined = await self._flights.run(
+                    key, epoch, lambda: self._fill(request, epoch, loader), wait_max_s=_patience_s(policy)
+                )
+        except (TimeoutError, LoadTimeout) as error:
+            # Whoever waited for another's load until the hard limit is helped out as the loader itself would be.
+            is_late = self._near.holds(key, epoch) if isinstance(error, LoadTimeout) else timer.expired()
+            if entry is None or not is_late or not self._may_stand_in(entry):
+                raise
+            self._counts.add("stale_served")
+            return entry
         if joined:
             self._counts.add("coalesced")
         elif found.attention_at <= self._clock.monotonic():
@@ -171,9 +176,18 @@ class Filler:
         epoch = self._near.epoch(request.key)
         if running_loop() is not None:
             return self._load_on_loop_thread(request, epoch, loader)
-        found, joined = self._flights.run_in_thread(
-            request.key, epoch, lambda: self._fill_in_thread(request, epoch, loader)
-        )
+        try:
+            found, joined = self._flights.run_in_thread(
+                request.key,
+                epoch,
+                lambda: self._fill_in_thread(request, epoch, loader),
+                wait_max_s=_patience_s(request.policy),
+            )
+        except LoadTimeout:
+            if entry is None or not self._may_stand_in(entry) or not self._near.holds(request.key, epoch):
+                raise
+            self._counts.add("stale_served")
+            return entry
         if joined:
             self._counts.add("coalesced")
         filled: Entry = found
@@ -258,7 +272,8 @@ class Filler:
         return stand_in or self._from_thread(self._store_loaded(request, epoch, value, load_s, tags, right))
 
     def _load_on_loop_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
-        """Waiting would stop the loop, and a lease needs waiting: memory only."""
+        """Waiting would stop the loop, and a lease needs waiting: memory only, and within the bound of unheard
+        changes."""
         value, load_s, stand_in = self._load_here(request, epoch, loader, None)
         return stand_in or self._install_loaded(request, epoch, value, load_s)
 
@@ -326,7 +341,7 @@ class Filler:
             if fresh_s > 0 and tags is not None and self._near.holds(request.key, epoch):
                 try:
                     sealed = self._seal(self._shared, request, value, fresh_s, tags, load_s)
-                except UnencodableValue:
+                except BaseException:  # a value's own code may raise anything; it is raised again
                     await self._at_home(self._shared.release(right))
                     raise
                 # None: the tier went away meanwhile, and this process's memory is all there is.
@@ -346,6 +361,7 @@ class Filler:
 
     def _install_loaded(self, request: Request, epoch: Epoch, value: Any, load_s: float) -> Entry:
         entry = self._fresh_entry(request, value, load_s, self._fresh_s(request, value))
+        self._limit_alone(entry)
         if not self._near.install(request.key, entry, epoch, request.policy):
             self._counts.add("installs_refused")
         return entry
@@ -373,6 +389,8 @@ class Filler:
             if not ok and request.policy.strategy is Strategy.WRITE_THROUGH and request.policy.stale_max == 0
         ]
         if lost:
+            # Their callers are told that the values were not taken: nobody may read them here either.
+            self._near.forget(lost)
             raise CacheUnavailable(f"The shared cache did not take {len(lost)} values, {lost[0]!r} among them.")
 
     async def _put_shared(self, items: Sequence[tuple[Request, Any, float]]) -> list[bool]:
@@ -391,6 +409,7 @@ class Filler:
             else:
                 through[request.key] = sealed
         taken.update(zip(through, await shared.write(list(through.values())), strict=True))
+        await self._keep_owed()
         return [taken[request.key] for request, _, _ in items]
 
     async def _put_behind(self, request: Request, sealed: Sealed, value: Any, life_s: float) -> bool:
@@ -423,6 +442,7 @@ class Filler:
         if self._queue is not None:
             await self._at_home(self._queue.take_back(keys))
         removed = await self._at_home(self._shared.forget(keys))
+        await self._keep_owed()
         self._near.forget(keys)
         return max(held, removed)
 
@@ -430,7 +450,10 @@ class Filler:
         """Invalidate tags in both tiers."""
         held = self._near.forget_tags(tags)
         if self._shared is not None and tags:
+            if self._queue is not None:
+                await self._at_home(self._queue.take_back_tagged(tags))
             await self._at_home(self._shared.forget_tags(tags))
+            await self._keep_owed()
             held += self._near.forget_tags(tags)
         return held
 
@@ -442,6 +465,7 @@ class Filler:
         if self._queue is not None:
             await self._at_home(self._queue.take_back_matching(glob_pattern(glob).match))
         removed = await self._at_home(self._shared.forget_matching(glob))
+        await self._keep_owed()
         self._near.forget_matching(glob)
         return max(held, removed)
 
@@ -452,7 +476,13 @@ class Filler:
             await self._at_home(self._queue.take_back_all())
         if self._shared is not None:
             await self._at_home(self._shared.forget_all())
+            await self._keep_owed()
             self._near.forget_all()
+
+    async def _keep_owed(self) -> None:
+        """What could not be delivered outlives this process, where there is a spool."""
+        if self._queue is not None:
+            await self._at_home(self._queue.keep_owed())
 
     async def flush(self) -> None:
         """Wait for what is being written."""
@@ -542,3 +572,8 @@ class Filler:
             # closes.
             outcome.cancel()
             raise
+
+
+def _patience_s(policy: CachePolicy) -> float:
+    """How long to wait for a load that cannot be cancelled."""
+    return WAIT_MAX_S if policy.load_timeout is None else policy.load_timeout

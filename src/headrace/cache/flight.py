@@ -12,6 +12,10 @@ asked after it.
 
 Waiters may live in other threads and event loops than the load. Wait-for edges between flights are followed on each
 join, so that loads that would wait for each other for ever raise RecursiveLoad instead.
+
+A plain loader cannot be cancelled, so whoever waits for one, and every thread that waits, does it in bounds. The first
+who has waited too long also takes the flight off the table: a loader that never returns costs its own thread and the
+patience of those who had joined it, while the next caller loads for itself.
 """
 
 import asyncio
@@ -22,10 +26,13 @@ from types import TracebackType
 from typing import Any
 
 from headrace.cache.fence import Epoch
-from headrace.errors import NotOpen, RecursiveLoad
+from headrace.errors import LoadTimeout, NotOpen, RecursiveLoad
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 Settle = Callable[[], None]
+
+WAIT_MAX_S = 60.0
+"""How long one call waits for the plain loader of another, where the key's policy has no `load_timeout`."""
 
 _CURRENT: contextvars.ContextVar["Flight | None"] = contextvars.ContextVar("headrace_flight", default=None)
 
@@ -39,6 +46,7 @@ class Flight:
         "epoch",
         "error",
         "finished",
+        "in_thread",
         "key",
         "pinned",
         "task",
@@ -47,10 +55,13 @@ class Flight:
         "waiters",
     )
 
-    def __init__(self, key: str, epoch: Epoch, *, pinned: bool) -> None:
+    def __init__(self, key: str, epoch: Epoch, *, pinned: bool, in_thread: bool = False) -> None:
         self.key = key
         self.epoch = epoch
         self.pinned = pinned
+        """It goes on when its last waiter leaves."""
+        self.in_thread = in_thread
+        """It has no task, and nothing can end it."""
         self.task: asyncio.Task[Any] | None = None
         self.waiters: dict[object, Settle] = {}
         self.blocked_on: list[Flight] = []
@@ -88,19 +99,26 @@ class Flights:
     def __len__(self) -> int:
         return len(self._table)
 
-    async def run(self, key: str, epoch: Epoch, work: Work) -> tuple[Any, bool]:
+    async def run(self, key: str, epoch: Epoch, work: Work, *, wait_max_s: float = WAIT_MAX_S) -> tuple[Any, bool]:
         """The outcome of the load of `key`, and whether this call joined one under way instead of starting `work`.
 
-        Raises what the load raised, to every waiter; RecursiveLoad when waiting could never end.
+        Raises what the load raised, to every waiter; RecursiveLoad when waiting could never end; LoadTimeout after
+        `wait_max_s` of waiting for a load that runs in a thread and cannot be cancelled there.
         """
         loop = asyncio.get_running_loop()
         while True:
             done: asyncio.Future[None] = loop.create_future()
-            flight, joined = self._join_or_start(key, epoch, done, _waker(done, loop), pinned=False)
+            flight, joined = self._join_or_start(key, epoch, done, _waker(done, loop))
             if not joined:
                 self._launch(flight, work, loop)
+            limit = asyncio.timeout(wait_max_s if joined and flight.in_thread else None)
             try:
-                await done
+                async with limit:
+                    await done
+            except TimeoutError as error:
+                self._leave(flight, done)
+                self._strike(flight)
+                raise _overdue(key, wait_max_s) from error
             except asyncio.CancelledError:
                 self._leave(flight, done)
                 raise
@@ -128,17 +146,28 @@ class Flights:
         self._launch(flight, work, asyncio.get_running_loop())
         return True
 
-    def run_in_thread(self, key: str, epoch: Epoch, work: Callable[[], Any]) -> tuple[Any, bool]:
-        """As `run` for a caller that blocks: `work` runs in this very thread, or another's outcome is waited for."""
+    def run_in_thread(
+        self, key: str, epoch: Epoch, work: Callable[[], Any], *, wait_max_s: float = WAIT_MAX_S
+    ) -> tuple[Any, bool]:
+        """As `run` for a caller that blocks: `work` runs in this very thread, or another's outcome is waited for.
+
+        LoadTimeout after `wait_max_s` of waiting, wherever the load runs.
+        """
         while True:
             landed = threading.Event()
-            flight, joined = self._join_or_start(key, epoch, landed, landed.set, pinned=True)
+            flight, joined = self._join_or_start(key, epoch, landed, landed.set, in_thread=True)
             try:
                 if not joined:
                     return self._run_here(flight, work), False
-                landed.wait()
+                has_landed = landed.wait(wait_max_s)
             finally:
+                # An interrupt too must not leave a waiter behind.
+                if joined:
+                    self._leave(flight, landed)
                 self._unblock(flight)
+            if not has_landed:
+                self._strike(flight)
+                raise _overdue(key, wait_max_s)
             if not flight.cancelled or self._closed:
                 return _outcome(flight), True
 
@@ -160,7 +189,7 @@ class Flights:
             await asyncio.wait(tasks)
 
     def _join_or_start(
-        self, key: str, epoch: Epoch, token: object, settle: Settle, *, pinned: bool
+        self, key: str, epoch: Epoch, token: object, settle: Settle, *, in_thread: bool = False
     ) -> tuple[Flight, bool]:
         me = _CURRENT.get()
         if me is not None and me.finished:
@@ -170,7 +199,7 @@ class Flights:
                 raise NotOpen(f"The cache was closed; {key!r} is not loaded.")
             flight = self._table.get(key)
             if flight is None or flight.epoch != epoch:
-                flight = Flight(key, epoch, pinned=pinned)
+                flight = Flight(key, epoch, pinned=in_thread, in_thread=in_thread)
                 flight.waiters[token] = settle
                 self._table[key] = flight
                 if me is not None:
@@ -236,6 +265,12 @@ class Flights:
                 if flight in me.blocked_on:
                     me.blocked_on.remove(flight)
 
+    def _strike(self, flight: Flight) -> None:
+        """Let nobody else join a load that may never end."""
+        with self._lock:
+            if self._table.get(flight.key) is flight:
+                del self._table[flight.key]
+
     def _leave(self, flight: Flight, token: object) -> None:
         with self._lock:
             flight.waiters.pop(token, None)
@@ -245,6 +280,10 @@ class Flights:
                 del self._table[flight.key]
         if flight.task is not None:
             _cancel(flight.task)
+
+
+def _overdue(key: str, waited_s: float) -> LoadTimeout:
+    return LoadTimeout(f"{key!r} is being loaded by another thread, and was waited for longer than {waited_s:g} s.")
 
 
 async def _start(work: Work) -> Any:

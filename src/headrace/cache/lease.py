@@ -14,6 +14,7 @@ leases, Nishtala et al., "Scaling Memcache at Facebook", NSDI 2013, on Redis scr
 import asyncio
 import enum
 import hashlib
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple
 
@@ -60,7 +61,7 @@ return 0
 class Lease:
     """The right to load and write one entry. The names are those of the generation in which it was taken."""
 
-    __slots__ = ("entry_name", "name", "token")
+    __slots__ = ("__weakref__", "entry_name", "name", "token")
 
     def __init__(self, entry_name: bytes, name: bytes, token: bytes) -> None:
         self.entry_name = entry_name
@@ -94,7 +95,8 @@ class Leases:
         self._lease_ms = int(lease_s * 1000)
         self._token = token
         self._rng = rng
-        self._held: set[Lease] = set()
+        # Weakly: a lease that got lost on its way to whoever asked for it must not be renewed for ever.
+        self._held: weakref.WeakSet[Lease] = weakref.WeakSet()
         self._renewer: asyncio.Task[None] | None = None
         self._releases: set[asyncio.Task[Any]] = set()
 
@@ -125,16 +127,23 @@ class Leases:
         give_up_at = loop.time() + patience_s
         pause_s = POLL_FIRST_S
         while True:
+            lease = Lease(*names, self._token())
             try:
-                lease, data = await self._take(names)
+                is_held, data = await self._take(lease)
+                envelope = await opened(data)
+                is_good = envelope is not None and is_enough(envelope)
             except CacheUnavailable:
+                self.release(lease)
                 return Claim(None, Right.ALONE)
-            envelope = await opened(data)
-            if envelope is not None and is_enough(envelope):
-                if lease is not None:
+            except BaseException:
+                # Cancelled, perhaps, while the command was on its way. Giving back what was never taken does no harm.
+                self.release(lease)
+                raise
+            if is_good:
+                if is_held:
                     self.release(lease)
                 return Claim(envelope, Right.ENOUGH)
-            if lease is not None:
+            if is_held:
                 return Claim(envelope, lease)
             if patience_s <= 0:
                 return Claim(envelope, Right.HELD)
@@ -143,22 +152,20 @@ class Leases:
             await asyncio.sleep(pause_s * (0.5 + self._rng()))
             pause_s = min(pause_s * 1.6, POLL_MAX_S)
 
-    async def _take(self, names: tuple[bytes, bytes]) -> tuple[Lease | None, Any]:
+    async def _take(self, lease: Lease) -> tuple[bool, Any]:
         """Try for the lease and read the entry in one round trip: what was written just before is not loaded again."""
-        entry_name, name = names
-        lease = Lease(entry_name, name, self._token())
         taken, data = await self._remote.call_each(
             [
-                (name, ("SET", name, lease.token, "NX", "PX", self._lease_ms)),
-                (entry_name, ("GET", entry_name)),
+                (lease.name, ("SET", lease.name, lease.token, "NX", "PX", self._lease_ms)),
+                (lease.entry_name, ("GET", lease.entry_name)),
             ]
         )
         if isinstance(taken, BaseException):
             raise taken
         if taken is None:
-            return None, data
+            return False, data
         self._hold(lease)
-        return lease, data
+        return True, data
 
     async def commit(self, lease: Lease, data: bytes, life_ms: int | None) -> bool:
         """Write the entry if the lease still stands; False if an invalidation or another write came between."""

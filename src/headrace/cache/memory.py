@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from msgspec import UNSET, UnsetType
 
@@ -32,7 +32,10 @@ from headrace.cache.timer_wheel import FOREVER, IDLE, Timer, TimerWheel
 from headrace.clock import Clock, SystemClock
 from headrace.errors import BugError, CallerError
 
-RING: Final = 256
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
+RING: Final = 1024
 """Hits that wait for the policy at most, a power of two: the bound of what a change tells it."""
 RING_MASK: Final = RING - 1
 EXPIRY_STEPS: Final = 32
@@ -123,9 +126,9 @@ class MemoryCache:
         self._tagged: dict[str, set[Entry]] = {}
         self._weight = 0
         self._ring: list[Entry] = [NOBODY] * RING
-        self._hits = 0
-        self._hits_told = 0
-        self._misses = 0
+        self._hits: i64 = 0
+        self._hits_told: i64 = 0
+        self._misses: i64 = 0
         self._sets = 0
         self._evictions = 0
         self._expirations = 0
@@ -166,8 +169,8 @@ class MemoryCache:
 
     def statistics(self) -> MemoryStatistics:
         """Counts since the start. Exact when no other thread is in the middle of a call."""
-        hits = self._hits
-        reads = hits + self._misses
+        hits = int(self._hits)
+        reads = hits + int(self._misses)
         return MemoryStatistics(
             hits=hits,
             misses=self._misses,

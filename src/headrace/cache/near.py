@@ -141,10 +141,14 @@ class Near:
         )
 
     def limit_freshness(self, seconds: float | None) -> None:
-        """While changes elsewhere may go unheard, copies are fresh for so long at most. What is being read now is
-        turned away."""
+        """While changes elsewhere may go unheard, copies are fresh for so long at most; None: all are heard again.
+
+        What was read while they were not is turned away, for it would be kept without that bound. What is being read
+        or written when the silence begins is not: it is kept within the bound, as everything else is.
+        """
         with self._lock:
-            self._fence.raise_for_all()
+            if seconds is None:
+                self._fence.raise_for_all()
             self._fresh_max_s = seconds
 
     def age(self, seconds: float) -> None:

@@ -50,7 +50,9 @@ class CachePolicy:
     negative_ttl: float | None = None
     """TTL of a loaded None; None: the same as `ttl`."""
     load_timeout: float | None = None
-    """A load that takes longer is cancelled and counts as failed (LoadTimeout)."""
+    """A load that takes longer is cancelled and counts as failed (LoadTimeout). A plain function in a thread cannot be
+    cancelled: those who wait for it get LoadTimeout after so long, or after 60 s where this is None, and whoever asks
+    next loads for himself."""
     load_timeout_soft: float | None = None
     """A load that takes longer goes on behind while a stale value, if there is one, answers."""
     retry_after: float = 1.0

@@ -12,10 +12,10 @@ import random
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, Final, cast
 
-from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Tags
+from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Sealed, Tags, milliseconds
 from headrace.cache.config import RemoteConfig
 from headrace.cache.deferred import Deferred
-from headrace.cache.entry import FOREVER
+from headrace.cache.exchange import Exchange
 from headrace.cache.keyspace import Keyspace
 from headrace.cache.lease import Claim, Lease, Leases, Right
 from headrace.cache.near import Near
@@ -80,11 +80,15 @@ class SharedTier(RemoteWatcher):
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
         self._clears = 0
+        self._tags_on_way: list[frozenset[str]] = []
         self._own = OwnWrites()
         self._tracking: Tracking | None = None
+        self.exchange = Exchange(self, self._remote, is_cluster="+cluster" in config.url.partition("://")[0])
         self._leases = Leases(self._remote, lease_s=config.lease, token=self._random, rng=tokens.random)
         self._down_since: dict[str, float] = {}
         self._wake = asyncio.Event()
+        self.on_delivered: Callable[[], None] | None = None
+        """Called after an attempt at what is owed."""
         self._upkeep: asyncio.Task[None] | None = None
         # Counted on the home loop alone, so without a lock.
         self.hits = 0
@@ -95,7 +99,7 @@ class SharedTier(RemoteWatcher):
     async def open(self) -> None:
         """Connect and learn the generation; returns even when the tier is away."""
         await self._remote.open()
-        await self._learn_generation()
+        await self.learn_generation()
         if self._config.tracking and self._near.memory is not None:
             self._tracking = Tracking(
                 self._remote,
@@ -128,6 +132,11 @@ class SharedTier(RemoteWatcher):
     def is_available(self) -> bool:
         """Whether calls are answered now."""
         return self._remote.is_available
+
+    @property
+    def owed(self) -> Deferred:
+        """The invalidations that could not be delivered yet."""
+        return self._deferred
 
     @property
     def unheard_s(self) -> float | None:
@@ -197,23 +206,24 @@ class SharedTier(RemoteWatcher):
         valid = await self._without_stale_tags({key: envelope})
         return valid.get(key)
 
-    async def read_many(self, keys: Sequence[str], type: Any = Any) -> dict[str, Envelope]:
-        """The envelopes that are there; keys that are missing or could not be asked for are left out."""
+    async def read_many(self, keys: Sequence[str], type: Any = Any) -> dict[str, Found]:
+        """The envelopes that are there, and AWAY for keys that could not be asked for; missing ones are left out."""
+        found: dict[str, Found] = {}
         if self.keyspace.generation is None:
-            return {}
+            return dict.fromkeys(keys, AWAY)
         owed = self._deferred.is_owed
         asked = [key for key in keys if not self._deferred.covers(key)] if owed else keys
         replies = await self._remote.get_many([self.keyspace.name(key) for key in asked])
-        found: dict[str, Envelope] = {}
+        tagged: dict[str, Envelope] = {}
+        if owed:
+            found.update((key, AWAY) for key in keys if self._deferred.covers(key))
         for key, data in zip(asked, replies, strict=True):
             if isinstance(data, CacheUnavailable):
-                self.failed(key, data)
+                found[key] = self.failed(key, data)
             elif (envelope := self.opened(key, data, type)) is not None:
-                found[key] = envelope
-        tagged = {key: envelope for key, envelope in found.items() if envelope.tags}
+                (tagged if envelope.tags else found)[key] = envelope
         if tagged:
-            valid = await self._without_stale_tags(tagged)
-            found = {key: envelope for key, envelope in found.items() if key in valid or not envelope.tags}
+            found.update(await self._without_stale_tags(tagged))
         return found
 
     def _reject(self, key: str, reason: str) -> None:
@@ -243,16 +253,25 @@ class SharedTier(RemoteWatcher):
         """The tokens of tags, made where there are none; to be asked for before the value is read. None: away."""
         if not tags:
             return ()
-        names = [(tag, self.keyspace.tag(tag)) for tag in tags]
+        # An invalidation that is on its way arrives before what is asked for here, or the tag is owed again.
+        if owed := [tag for tag in tags if tag in self._deferred.tags and not self._is_on_way(tag)]:
+            await self._deliver_tags(owed)
+            if not self._deferred.tags.keys().isdisjoint(owed):
+                return None
+        asked = [(tag, self.keyspace.tag(tag), self._random()) for tag in tags]
         commands: list[tuple[bytes, tuple[bytes | str | int, ...]]] = []
-        for _, name in names:
-            commands.append((name, ("SET", name, self._random(), "NX", "PX", TAG_TTL_MS)))
+        for tag, name, token in asked:
+            self._own.note_token(tag, token)
+            commands.append((name, ("SET", name, token, "NX", "PX", TAG_TTL_MS)))
             commands.append((name, ("GET", name)))
         replies = (await self._remote.call_each(commands))[1::2]
-        if not all(isinstance(reply, bytes) for reply in replies) or self._deferred.tags.intersection(tags):
+        for (tag, _, token), reply in zip(asked, replies, strict=True):
+            if reply != token:
+                self._own.withdraw_token(tag, token)
+        if not all(isinstance(reply, bytes) for reply in replies):
             self._counts.add("remote_errors")
             return None
-        return tuple((tag, reply) for (tag, _), reply in zip(names, replies, strict=True))
+        return tuple((tag, reply) for (tag, _, _), reply in zip(asked, replies, strict=True))
 
     def seal(
         self,
@@ -265,61 +284,69 @@ class SharedTier(RemoteWatcher):
         tags: Tags = (),
         serializer: str = "msgpack",
         type: Any = Any,
-    ) -> "Sealed":
+    ) -> Sealed:
         """The bytes to write for a value that is fresh for `fresh_s` from now. Raises UnencodableValue."""
         version = self._tokens.getrandbits(63)
         envelope = Envelope(
             value=value,
             created_ms=int(self._clock.wall() * 1000),
-            fresh_ms=FOREVER_MS if fresh_s == FOREVER else max(1, int(fresh_s * 1000)),
-            stale_ms=int(stale_s * 1000),
+            fresh_ms=max(1, milliseconds(fresh_s)),
+            stale_ms=milliseconds(stale_s),
             load_us=int(load_s * 1_000_000),
             version=version,
             tags=tags,
         )
         data = self._codec.seal(key, envelope, serializer=serializer, type=type)
-        life_ms = None if envelope.fresh_ms == FOREVER_MS else envelope.fresh_ms + envelope.stale_ms
-        return Sealed(key, data, life_ms, version, self.keyspace.generation or b"")
+        is_endless = FOREVER_MS in {envelope.fresh_ms, envelope.stale_ms}
+        life_ms = None if is_endless else envelope.fresh_ms + envelope.stale_ms
+        # What comes after a `clear` that is still owed belongs to the generation that it will begin.
+        generation = b"" if self._deferred.everything else self.keyspace.generation or b""
+        return Sealed(key, data, life_ms, version, generation)
 
-    async def write(self, entries: "Sequence[Sealed]") -> list[bool]:
+    async def write(self, entries: Sequence[Sealed]) -> list[bool]:
         """Store entries; whether each was taken. Loads under way in other processes cannot overwrite them."""
         if self.keyspace.generation is None:
             return [self.drop(entry.key, "the tier is away") for entry in entries]
         for _ in range(GENERATIONS_MAX):
+            as_of = self._deferred.latest
             replies, is_current = await self._send(entries)
             if is_current:
-                return [self._written(entry.key, reply) for entry, reply in zip(entries, replies, strict=True)]
-            await self._learn_generation()
+                return [self._written(entry.key, reply, as_of) for entry, reply in zip(entries, replies, strict=True)]
+            await self.learn_generation()
         return [self.drop(entry.key, "the namespace is cleared over and over") for entry in entries]
 
-    async def deliver(self, entries: "Sequence[Sealed]") -> list[bool]:
+    async def deliver(self, entries: Sequence[Sealed]) -> list[bool]:
         """As `write`, for entries that are kept and tried again if they are not taken."""
         generation = self.keyspace.generation
         if generation is None:
             return [False] * len(entries)
         # What was written before a `clear` that another process called is not wanted any more. What was written before
-        # the server lost its data is.
+        # the server lost its data is, and what was written while the generation was unknown.
         cleared = generation.startswith(CLEARED)
-        current = [entry for entry in entries if not cleared or entry.generation == generation]
+        current = [entry for entry in entries if not cleared or entry.generation in {b"", generation}]
+        as_of = self._deferred.latest
         answers, is_current = await self._send(current)
         if not is_current:
-            await self._learn_generation()
+            await self.learn_generation()
             return [False] * len(entries)
         replies = dict(zip((entry.key for entry in current), answers, strict=True))
         for key, reply in replies.items():
             if not isinstance(reply, BaseException):
-                self._deferred.keys.discard(key)
+                self._deferred.pay_keys([key], as_of=as_of)
         return [not isinstance(replies.get(entry.key), BaseException) for entry in entries]
 
-    async def is_newer(self, entry: "Sealed") -> bool:
-        """Whether an entry that was found on disk is newer than what is shared now; if that is unknown, it is."""
-        current = await self.read(entry.key)
+    async def is_newer(self, entry: Sealed) -> bool | str:
+        """Whether an entry that was found on disk is newer than what is shared now; if that is unknown, it is.
+
+        A str says why it cannot be read.
+        """
         mine = self._codec.open(entry.key, entry.data)
-        if not isinstance(mine, Envelope):
-            return False
+        if isinstance(mine, Rejected):
+            return mine.reason
+        current = await self.read(entry.key)
         return not isinstance(current, Envelope) or current.created_ms < mine.created_ms
 
-    async def _send(self, entries: "Sequence[Sealed]") -> tuple[list[Any], bool]:
+    async def _send(self, entries: Sequence[Sealed]) -> tuple[list[Any], bool]:
         """The replies, and whether they are about the generation that others read; that is believed when it cannot be
         known, because in a Cluster another node would have to be asked."""
         if not entries:
@@ -336,10 +363,10 @@ class SharedTier(RemoteWatcher):
         *replies, current = await self._remote.call_each(commands)
         return replies[1::2], isinstance(current, CacheUnavailable) or current == generation
 
-    def _written(self, key: str, reply: Any) -> bool:
+    def _written(self, key: str, reply: Any, as_of: int) -> bool:
         if isinstance(reply, BaseException):
             return self.drop(key, str(reply))
-        self._deferred.keys.discard(key)
+        self._deferred.pay_keys([key], as_of=as_of)
         return True
 
     def drop(self, key: str, reason: str) -> bool:
@@ -383,7 +410,7 @@ class SharedTier(RemoteWatcher):
             patience_s=self._config.lease_wait_max if patience_s is None else patience_s,
         )
 
-    async def commit(self, lease: Lease, entry: "Sealed") -> bool | None:
+    async def commit(self, lease: Lease, entry: Sealed) -> bool | None:
         """Write what was loaded under a lease; False if something came between, None if the tier is away."""
         self._own.note(entry.key, entry.version)
         try:
@@ -414,37 +441,53 @@ class SharedTier(RemoteWatcher):
         if self.keyspace.generation is None:
             return 0
         for _ in range(GENERATIONS_MAX):
-            generation = self.keyspace.generation
+            generation, as_of = self.keyspace.generation, self._deferred.latest
             try:
                 removed = await self._remote.unlink_matching(self.keyspace.entries(glob), self.keyspace.matcher(glob))
                 if await self._is_current(generation):
-                    self._deferred.patterns.pop(glob, None)
+                    self._deferred.pay_pattern(glob, as_of=as_of)
                     return removed
             except CacheUnavailable:
                 break
-            await self._learn_generation()
+            await self.learn_generation()
         self._counts.add("remote_errors")
         return 0
 
     async def forget_tags(self, tags: Iterable[str]) -> None:
         """Give tags new tokens: every entry written with the old ones is a miss from now on, everywhere."""
         wanted = list(tags)
+        for tag in wanted:
+            self._own.forget_tokens(tag)
         self._deferred.add_tags(wanted)
         await self._deliver_tags(wanted)
 
     async def forget_all(self) -> None:
         """Begin a new generation; the old entries are unreachable at once and leave with their TTL."""
-        self._deferred.everything = True
+        self._deferred.add_everything()
         self._clears += 1
         try:
             await self._deliver_everything()
         finally:
             self._clears -= 1
 
+    async def settle(self, key: str) -> bool:
+        """Deliver what is owed for a key; False while a clear or a pattern still keeps it from being believed.
+
+        Raises CacheUnavailable if the tier is away.
+        """
+        if key in self._deferred.keys:
+            await self._deliver_keys([key])
+        if not self._deferred.covers(key):
+            return True
+        if not self._remote.is_available:
+            raise CacheUnavailable(f"{key!r} was invalidated, and the shared cache is away.")
+        return False
+
     async def _deliver_keys(self, keys: Sequence[str]) -> int | None:
         for key in keys:
             self._own.forget(key)
         for _ in range(GENERATIONS_MAX):
+            as_of = self._deferred.latest
             leases = [self.keyspace.lease(key) for key in keys]
             names = [self.keyspace.name(key) for key in keys]
             try:
@@ -457,9 +500,9 @@ class SharedTier(RemoteWatcher):
             except CacheUnavailable:
                 return None
             if is_current:
-                self._deferred.keys.difference_update(keys)
+                self._deferred.pay_keys(keys, as_of=as_of)
                 return removed
-            await self._learn_generation()
+            await self.learn_generation()
         return None
 
     async def _is_current(self, generation: bytes | None) -> bool:
@@ -474,17 +517,25 @@ class SharedTier(RemoteWatcher):
 
     async def _deliver_tags(self, tags: Sequence[str]) -> None:
         names = [self.keyspace.tag(tag) for tag in tags]
-        replies = await self._remote.call_each(
-            (name, ("SET", name, self._random(), "PX", TAG_TTL_MS)) for name in names
-        )
+        as_of, on_way = self._deferred.latest, frozenset(tags)
+        self._tags_on_way.append(on_way)
+        try:
+            replies = await self._remote.call_each(
+                (name, ("SET", name, self._random(), "PX", TAG_TTL_MS)) for name in names
+            )
+        finally:
+            self._tags_on_way.remove(on_way)
         for tag, reply in zip(tags, replies, strict=True):
             if isinstance(reply, BaseException):
                 self._counts.add("remote_errors")
             else:
-                self._deferred.tags.discard(tag)
+                self._deferred.pay_tags([tag], as_of=as_of)
+
+    def _is_on_way(self, tag: str) -> bool:
+        return any(tag in tags for tags in self._tags_on_way)
 
     async def _deliver_everything(self) -> None:
-        generation = CLEARED + self._random()
+        generation, as_of = CLEARED + self._random(), self._deferred.latest
         try:
             await self._remote.call(self.keyspace.generation_key, "SET", self.keyspace.generation_key, generation)
         except CacheUnavailable:
@@ -493,7 +544,7 @@ class SharedTier(RemoteWatcher):
         self.keyspace.enter(generation)
         # What was written under the old names while the answer was on its way is in memory only.
         self._near.forget_all()
-        self._deferred.clear()
+        self._deferred.pay_everything(as_of=as_of)
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
@@ -507,10 +558,11 @@ class SharedTier(RemoteWatcher):
                 pass  # time for a look all the same
             self._wake.clear()
             if self._remote.is_available:
-                await self._deliver_deferred()
-                await self._learn_generation()
+                await self.deliver_owed()
+                await self.learn_generation()
 
-    async def _deliver_deferred(self) -> None:
+    async def deliver_owed(self) -> None:
+        """Deliver the invalidations that could not be delivered before."""
         deferred = self._deferred
         # The echo of a `clear` may come before its answer: it is not owed, it is on its way.
         if deferred.everything and not self._clears:
@@ -523,8 +575,11 @@ class SharedTier(RemoteWatcher):
             await self._deliver_tags(list(deferred.tags))
         for glob in list(deferred.patterns):
             await self.forget_matching(glob)
+        if self.on_delivered is not None:
+            self.on_delivered()
 
-    async def _learn_generation(self) -> None:
+    async def learn_generation(self) -> None:
+        """Enter the generation that the others read, and forget the copies of any other."""
         name = self.keyspace.generation_key
         try:
             generation = await self._remote.call(name, "GET", name)
@@ -541,16 +596,3 @@ class SharedTier(RemoteWatcher):
 
     def _random(self) -> bytes:
         return b"%016x" % self._tokens.getrandbits(64)
-
-
-class Sealed:
-    """An entry ready to be written."""
-
-    __slots__ = ("data", "generation", "key", "life_ms", "version")
-
-    def __init__(self, key: str, data: bytes, life_ms: int | None, version: int, generation: bytes) -> None:
-        self.key = key
-        self.data = data
-        self.life_ms = life_ms
-        self.version = version
-        self.generation = generation

@@ -167,8 +167,10 @@ class SyncCache:
         """The value of `key`; if there is none, what `loader()` returns, loaded once for all who ask meanwhile.
 
         The loader runs in the thread of one of those who ask. What it raises reaches all of them and is not cached; if
-        its thread is interrupted, another takes over. Raises RecursiveLoad if the load would wait for itself. On a
-        thread that runs an event loop of its own it uses memory alone.
+        its thread is interrupted, another takes over. Raises RecursiveLoad if the load would wait for itself, and
+        LoadTimeout after the policy's `load_timeout` (60 s where it has none) of waiting for another thread's loader;
+        a stale value that the policy allows answers instead. On a thread that runs an event loop of its own it uses
+        memory alone, and what it loads is fresh for `RemoteConfig.degraded_ttl` at most.
         """
         entry = self._lookup(key)
         if entry is not None and entry.attention_at > self._now():

@@ -12,7 +12,7 @@ key's fence and drops the copy, so neither a copy nor a read that is under way o
 - Our own writes come back as pushes too. They are not suppressed: a push that we might have caused ourselves is looked
   at, by
   reading the version in the entry's head. If it is the one we wrote, the copy is right; if not, somebody else wrote
-  after us.
+  after us. The same with tags: that a tag got its first token, for a load of ours that begins, is no invalidation.
 """
 
 import asyncio
@@ -37,12 +37,14 @@ _ROLE = pack(("ROLE",))
 
 
 class OwnWrites:
-    """The version that this process last wrote of a key, for as many keys as are worth remembering."""
+    """The version that this process last wrote of a key, and the tokens that it has just made for a tag, for as many
+    of each as are worth remembering."""
 
-    __slots__ = ("_versions",)
+    __slots__ = ("_tokens", "_versions")
 
     def __init__(self) -> None:
         self._versions: dict[str, int] = {}
+        self._tokens: dict[str, set[bytes]] = {}
 
     def note(self, key: str, version: int) -> None:
         """A write is about to be sent."""
@@ -58,6 +60,27 @@ class OwnWrites:
     def forget(self, key: str) -> None:
         """What comes from now on is somebody else's."""
         self._versions.pop(key, None)
+
+    def note_token(self, tag: str, token: bytes) -> None:
+        """A tag is about to get this token if it has none."""
+        self._tokens.setdefault(tag, set()).add(token)
+        if len(self._tokens) > OWN_MAX:
+            del self._tokens[next(iter(self._tokens))]
+
+    def withdraw_token(self, tag: str, token: bytes) -> None:
+        """The tag had one already."""
+        tokens = self._tokens.get(tag, set())
+        tokens.discard(token)
+        if not tokens:
+            self._tokens.pop(tag, None)
+
+    def tokens(self, tag: str) -> "set[bytes] | None":
+        """With one of these the tag was made by us, not invalidated."""
+        return self._tokens.get(tag)
+
+    def forget_tokens(self, tag: str) -> None:
+        """What comes from now on is an invalidation."""
+        self._tokens.pop(tag, None)
 
 
 class Tracking:
@@ -92,6 +115,7 @@ class Tracking:
         self._wake = asyncio.Event()
         self._first = asyncio.Event()
         self._doubted: set[str] = set()
+        self._doubted_tags: set[str] = set()
         self._check: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         near.limit_freshness(degraded_s)
@@ -242,24 +266,35 @@ class Tracking:
                 case "entry", key:
                     self._own.forget(key)
                     gone.append(key)
+                case "tag", tag if self._own.tokens(tag) and len(self._doubted_tags) < CHECKS_MAX:
+                    self._doubted_tags.add(tag)
                 case "tag", tag:
+                    self._own.forget_tokens(tag)
                     self._near.forget_tags([tag])
                 case "generation", _:
                     self._on_generation()
         if gone:
             self._near.forget(gone)
         # Asked of the task itself: one that has just ended would not see what is added now.
-        if self._doubted and (self._check is None or self._check.done()):
+        if (self._doubted or self._doubted_tags) and (self._check is None or self._check.done()):
             self._check = asyncio.get_running_loop().create_task(self._check_doubted())
 
     async def _check_doubted(self) -> None:
         """Is what is there now what we wrote? Each round takes everything that was pushed meanwhile."""
-        while self._doubted:
-            keys = list(self._doubted)
+        while self._doubted or self._doubted_tags:
+            keys, tags = list(self._doubted), list(self._doubted_tags)
             self._doubted.clear()
+            self._doubted_tags.clear()
             expected = {key: self._own.version(key) for key in keys}
-            names = [(key, self._keyspace.name(key)) for key in keys]
-            heads = await self._remote.call_each((name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for _, name in names)
+            names = [self._keyspace.name(key) for key in keys]
+            tokens = [self._keyspace.tag(tag) for tag in tags]
+            replies = await self._remote.call_each(
+                [
+                    *((name, ("GETRANGE", name, 0, HEAD_BYTES - 1)) for name in names),
+                    *((name, ("GET", name)) for name in tokens),
+                ]
+            )
+            heads, found = replies[: len(keys)], replies[len(keys) :]
             others = [
                 key
                 for key, head in zip(keys, heads, strict=True)
@@ -268,3 +303,10 @@ class Tracking:
             for key in others:
                 self._own.forget(key)
             self._near.forget(others)
+            changed = [
+                tag for tag, token in zip(tags, found, strict=True) if token not in (self._own.tokens(tag) or ())
+            ]
+            for tag in tags:
+                self._own.forget_tokens(tag)  # it was made once; whatever is pushed next is an invalidation
+            if changed:
+                self._near.forget_tags(changed)

@@ -1,9 +1,9 @@
 """Reading a value, deciding, and writing the outcome, as if nobody else were there.
 
-In the shared tier this is a compare-and-swap: a script writes the new entry only while the old one is still there,
-recognised by its header, which holds a random version. Like every write it takes the lease away, so that a load under
-way cannot put an older value back. Whoever loses the race decides again on what the winner wrote. Updates of one key
-queue up within a process, so that only one a process is in the race.
+In the shared tier this is a compare-and-swap (`exchange.py`): the new entry is written only while the old one, its
+generation and its tags still stand. Like every write it takes the lease away, so that a load under way cannot put an
+older value back. Whoever loses the race decides again on what the winner wrote, or on nothing after a `clear`. Updates
+of one key queue up within a process, so that only one a process is in the race.
 
 An outcome that depends on all processes cannot be had without the tier they share: other than reads and writes, an
 update raises when it is away.
@@ -13,15 +13,15 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from headrace.cache.codec import FOREVER_MS, HEAD_BYTES, Envelope, Tags
+from headrace.cache.codec import FOREVER_MS, Envelope, Tags
 from headrace.cache.entry import FOREVER, Entry, attention_after, fresh_for
+from headrace.cache.exchange import Basis
 from headrace.cache.filling import Request
 from headrace.cache.flight import running_loop
-from headrace.cache.lease import Script
 from headrace.cache.near import Near, Write
 from headrace.cache.shared import SharedTier
 from headrace.clock import Clock
@@ -30,13 +30,6 @@ from headrace.errors import CacheUnavailable, Overloaded
 ATTEMPTS_MAX = 200
 """Races that one update may lose. In each of them another process made progress."""
 PAUSE_MAX_S = 0.002
-
-SWAP: Final = Script("""
-if redis.call('GETRANGE', KEYS[1], 0, ARGV[4]) ~= ARGV[1] then return 0 end
-redis.call('DEL', KEYS[2])
-if ARGV[3] == '' then redis.call('SET', KEYS[1], ARGV[2]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
-return 1
-""")
 
 Change = Callable[[Any], Any]
 Forget = Callable[[Sequence[str]], Awaitable[int]]
@@ -106,55 +99,41 @@ class Updater:
     # -- the shared tier ----------------------------------------------------------------------------------------------
 
     async def _update_shared(self, shared: SharedTier, request: Request, change: Change) -> Any:
-        key = request.key
+        key, basis = request.key, None
         async with self._queues.setdefault(key, asyncio.Lock()):
             # A write of this process that is still queued would be overlooked, and overwrite the outcome later.
             await self._flush()
             for _ in range(ATTEMPTS_MAX):
-                tags = await self._tokens(shared, request)
-                data = await self._read(shared, key)
-                found = await shared.checked(key, shared.opened(key, data, request.type))
-                left_ms = _left_ms(found, int(self._clock.wall() * 1000)) if isinstance(found, Envelope) else 0
-                before = found if left_ms > 0 else None
-                old = before.value if isinstance(before, Envelope) else UNSET
-                value = change(old)
-                if value is UNSET:
-                    return old
-                # Half a millisecond more than is left, so that rounding never shortens the life of a busy counter.
-                left_s = None if old is UNSET else FOREVER if left_ms == FOREVER else (left_ms + 0.5) / 1000
-                fresh_s = self._fresh_s(request, value, left_s)
-                if fresh_s <= 0:
-                    await self._forget([key])
-                    return value
-                if not request.tags and isinstance(before, Envelope):
-                    tags = before.tags
-                if await self._swap(shared, request, data, value, fresh_s, tags):
-                    self._near.forget([key])
-                    return value
+                basis = await shared.exchange.look(key, request.type, request.tags)
+                if basis is not None:
+                    left_ms = _left_ms(basis.envelope, int(self._clock.wall() * 1000))
+                    old = basis.envelope.value if basis.envelope is not None and left_ms > 0 else UNSET
+                    value = change(old)
+                    if value is UNSET:
+                        return old
+                    # Half a millisecond more than is left, so that rounding never shortens the life of a busy counter.
+                    left_s = None if old is UNSET else FOREVER if left_ms == FOREVER else (left_ms + 0.5) / 1000
+                    fresh_s = self._fresh_s(request, value, left_s)
+                    if fresh_s <= 0:
+                        await self._forget([key])
+                        return value
+                    # The tags of a value that no longer counts go with it.
+                    tags = () if old is UNSET and not request.tags else basis.tags
+                    if await self._swap(shared, request, basis, value, fresh_s, tags):
+                        self._near.forget([key])
+                        return value
                 await asyncio.sleep(PAUSE_MAX_S * self._rng())
+        if basis is None:
+            raise CacheUnavailable(f"{key!r} cannot be updated: an invalidation of it could not be delivered.")
         raise _too_busy(key)
 
     @staticmethod
-    async def _tokens(shared: SharedTier, request: Request) -> Tags:
-        tags = await shared.tokens(request.tags)
-        if tags is None:
-            raise CacheUnavailable(f"{request.key!r} cannot be updated: its tags cannot be read.")
-        return tags
-
-    @staticmethod
-    async def _read(shared: SharedTier, key: str) -> Any:
-        reply = shared.fetch(key)
-        if reply is None:
-            raise CacheUnavailable(f"{key!r} cannot be updated: the shared cache is away.")
-        return await reply
-
     async def _swap(
-        self, shared: SharedTier, request: Request, data: Any, value: Any, fresh_s: float, tags: Tags
+        shared: SharedTier, request: Request, basis: Basis, value: Any, fresh_s: float, tags: Tags
     ) -> bool:
-        """Write the value if the key still holds what `data` is the copy of."""
-        policy, key = request.policy, request.key
+        policy = request.policy
         sealed = shared.seal(
-            key,
+            request.key,
             value,
             fresh_s=fresh_s,
             stale_s=policy.stale_s,
@@ -162,10 +141,7 @@ class Updater:
             serializer=policy.serializer,
             type=request.type,
         )
-        names = (shared.keyspace.name(key), shared.keyspace.lease(key))
-        head = data[:HEAD_BYTES] if isinstance(data, bytes) else b""
-        life = "" if sealed.life_ms is None else sealed.life_ms
-        return bool(await SWAP.run(shared._remote, names, head, sealed.data, life, HEAD_BYTES - 1))
+        return await shared.exchange.swap(basis, sealed)
 
     def _fresh_s(self, request: Request, value: Any, left_s: float | None) -> float:
         """Seconds to live: what the call says, else what is left of the value before, else what the policy says."""
@@ -174,7 +150,9 @@ class Updater:
         return fresh_for(request.policy, value=value, rng=self._rng) if left_s is None else left_s
 
 
-def _left_ms(envelope: Envelope, now_ms: int) -> float:
+def _left_ms(envelope: Envelope | None, now_ms: int) -> float:
+    if envelope is None:
+        return 0.0
     if envelope.fresh_ms == FOREVER_MS:
         return FOREVER
     return envelope.created_ms + envelope.fresh_ms - now_ms

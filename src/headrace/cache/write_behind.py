@@ -7,19 +7,23 @@ it.
 
 The queue is bounded: when it is full, a write waits for the shared tier itself, as write-through does. What cannot be
 delivered stays queued and is tried again. With a spool, a write returns once it is on disk too, and outlives the
-process.
+process; so do invalidations that the shared tier could not be told of. A disk that takes no more makes writes wait for
+the shared tier itself, as a full queue does, and the observer is told.
 """
 
 import asyncio
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from headrace.cache.codec import Sealed
+from headrace.cache.deferred import Debt
 from headrace.cache.entry import Entry
-from headrace.cache.shared import Sealed, SharedTier
-from headrace.cache.spool import Record, Spool
+from headrace.cache.shared import SharedTier
+from headrace.cache.spool import WRITE, Record, Spool
 from headrace.cache.statistics import Counts
 from headrace.clock import Clock
 from headrace.errors import CacheUnavailable
+from headrace.events import Observer, TierRecovered, TierUnavailable, WriteDropped
 
 BATCH = 256
 RETRY_S = 0.25
@@ -27,23 +31,35 @@ SPOOL_RESTART_BYTES = 1024 * 1024
 
 
 class Owed:
-    """A write on its way. `entry` is None for one that a dead process left: it has no value here, only bytes."""
+    """A write on its way. `entry` is None for one that a dead process left: it has no value here, only bytes.
 
-    __slots__ = ("entry", "sealed", "until_ms")
+    `number` is that of the first write of its key that still waits in the queue.
+    """
 
-    def __init__(self, sealed: Sealed, entry: Entry | None, until_ms: int | None) -> None:
+    __slots__ = ("entry", "number", "sealed", "until_ms")
+
+    def __init__(self, sealed: Sealed, entry: Entry | None, until_ms: int | None, number: int) -> None:
         self.sealed = sealed
         self.entry = entry
         self.until_ms = until_ms
+        self.number = number
 
 
 class WriteBehind:
     """The queue of one cache."""
 
     def __init__(
-        self, shared: SharedTier, *, queue_max: int, spool: Spool | None, clock: Clock, counts: Counts
+        self,
+        shared: SharedTier,
+        *,
+        queue_max: int,
+        spool: Spool | None,
+        clock: Clock,
+        counts: Counts,
+        observer: Observer,
     ) -> None:
         self._shared = shared
+        self._observer = observer
         self._queue_max = queue_max
         self._spool = spool
         self._clock = clock
@@ -55,16 +71,36 @@ class WriteBehind:
         self._disk = asyncio.Lock()
         self._courier: asyncio.Task[None] | None = None
         self._failures = 0
+        self._number = 0
+        self._debts: set[Debt] = set()
+        """The invalidations that the spool holds."""
+        self._disk_down_since: float | None = None
 
     async def open(self) -> None:
         """Adopt what dead processes left, and begin to deliver."""
         if self._spool is not None:
             for record in await asyncio.to_thread(self._spool.open):
-                assert record.data is not None
-                sealed = Sealed(record.key, record.data, None, 0, record.generation)
-                self._queue[record.key] = Owed(sealed, None, record.until_ms)
+                self._adopt(record)
+            for path in self._spool.damaged:
+                self._observer.on(
+                    WriteDropped(key="*", reason=f"the spool was damaged; what could not be read is kept in {path}")
+                )
+            self._shared.owed.changes()  # from here on they are remembered
+            self._shared.on_delivered = self._wake.set
+            if self._debts and self._shared.is_available:
+                await self._shared.deliver_owed()
         self._courier = asyncio.get_running_loop().create_task(self._deliver_for_ever())
         self._wake.set()
+
+    def _adopt(self, record: Record) -> None:
+        if record.kind == WRITE:
+            assert record.data is not None
+            sealed = Sealed(record.key, record.data, None, 0, record.generation)
+            self._number += 1
+            self._queue[record.key] = Owed(sealed, None, record.until_ms, self._number)
+        else:
+            self._debts.add((record.kind, record.key))
+            self._shared.owed.add((record.kind, record.key))
 
     async def close(self) -> None:
         """Deliver what can be delivered now. Without a spool the rest is dropped, and told; with one it is kept."""
@@ -76,7 +112,10 @@ class WriteBehind:
             self._courier.cancel()
             await asyncio.wait([self._courier])
         if self._spool is not None:
-            await asyncio.to_thread(self._spool.close, done=not self._queue and not self._sending)
+            await self.keep_owed()
+            if self._debts.issuperset(self._shared.owed.debts()):
+                self._shared.owed.clear()  # it is the heir's now
+            await asyncio.to_thread(self._spool.close, done=not (self._queue or self._sending or self._debts))
 
     def _tell_dropped(self) -> None:
         if self._spool is None:
@@ -93,14 +132,21 @@ class WriteBehind:
 
     async def put(self, sealed: Sealed, entry: Entry) -> bool:
         """Queue a write; False if there is no room, and the caller has to write through."""
-        if sealed.key not in self._queue and len(self._queue) >= self._queue_max:
+        key = sealed.key
+        if key not in self._queue and len(self._queue) >= self._queue_max:
             # An earlier write of this key that is under way and fails must not come back after the one that is made
             # now.
-            self._sending.pop(sealed.key, None)
+            self._sending.pop(key, None)
             return False
         until_ms = None if sealed.life_ms is None else int(self._clock.wall() * 1000) + sealed.life_ms
-        owed = self._queue[sealed.key] = Owed(sealed, entry, until_ms)
-        await self._write_down([_record(owed)])
+        self._number += 1
+        number = self._queue[key].number if key in self._queue else self._number
+        owed = self._queue[key] = Owed(sealed, entry, until_ms, number)
+        if not await self._write_down([_record(owed)]):
+            self._sending.pop(key, None)
+            if self._queue.get(key) is owed:
+                del self._queue[key]
+            return False
         self._wake.set()
         return True
 
@@ -113,6 +159,12 @@ class WriteBehind:
         await self._write_down([Record(key, None, None, b"") for key in taken])
         self._changed.set()
 
+    async def take_back_tagged(self, tags: Iterable[str]) -> None:
+        """Forget the writes under one of these tags. What a dead process left shows its tags to the server alone."""
+        gone = frozenset(tags)
+        queued = {**self._sending, **self._queue}.items()
+        await self.take_back([key for key, owed in queued if owed.entry and not gone.isdisjoint(owed.entry.tags)])
+
     async def take_back_matching(self, matches: Callable[[str], re.Match[str] | None]) -> None:
         """Forget the writes of keys that match."""
         await self.take_back([key for key in {**self._sending, **self._queue} if matches(key)])
@@ -123,13 +175,30 @@ class WriteBehind:
 
     async def flush(self) -> None:
         """Return when everything queued until now was delivered; CacheUnavailable if an attempt meanwhile failed."""
-        failures = self._failures
-        while len(self):
+        failures, number = self._failures, self._number
+        while any(owed.number <= number for queue in (self._sending, self._queue) for owed in queue.values()):
             self._changed.clear()
             self._wake.set()
             await self._changed.wait()
             if self._failures != failures:
                 raise CacheUnavailable(f"{len(self)} writes could not be delivered; they stay queued.")
+
+    async def keep_owed(self) -> None:
+        """Note on disk which invalidations are owed and which are not any more."""
+        if self._spool is None:
+            return
+        owed = self._shared.owed
+        if not (self._debts or owed.is_owed or self._disk.locked()):
+            owed.changes()  # all is paid: nothing to tell the disk
+            return
+        async with self._disk:
+            changed = {debt: is_owed for debt, is_owed in owed.changes().items() if is_owed != (debt in self._debts)}
+            records = [_debt_record(debt, is_owed=is_owed) for debt, is_owed in changed.items()]
+            if records and not await self._on_disk(self._spool.append, records):
+                owed.note(changed)
+                return
+            for debt, is_owed in changed.items():
+                (self._debts.add if is_owed else self._debts.discard)(debt)
 
     # -- delivering ---------------------------------------------------------------------------------------------------
 
@@ -137,6 +206,7 @@ class WriteBehind:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self.keep_owed()
             while self._queue:
                 if not await self._deliver_batch():
                     # A flush asks again sooner than that.
@@ -172,17 +242,31 @@ class WriteBehind:
                 owed.sealed.life_ms = owed.until_ms - now_ms
                 if owed.sealed.life_ms <= 0:
                     continue
-            if owed.entry is not None or await self._shared.is_newer(owed.sealed):
+            newer = True if owed.entry is not None else await self._shared.is_newer(owed.sealed)
+            if newer is True or (isinstance(newer, str) and not await self._put_aside(owed, newer)):
                 wanted.append(owed)
         return wanted
 
+    async def _put_aside(self, owed: Owed, reason: str) -> bool:
+        """Keep a write of the dead that this process cannot read where it is not lost; whether the disk took it."""
+        assert self._spool is not None
+        try:
+            path = await asyncio.to_thread(self._spool.put_aside, [_record(owed)])
+        except OSError as error:
+            self._disk_failed(error)
+            return False
+        self._counts.add("writes_dropped")
+        self._observer.on(WriteDropped(key=owed.sealed.key, reason=f"{reason}; the write is kept in {path}"))
+        return True
+
     # -- spooling -----------------------------------------------------------------------------------------------------
 
-    async def _write_down(self, records: list[Record]) -> None:
+    async def _write_down(self, records: list[Record]) -> bool:
+        """Whether the disk has them, as far as it has to."""
         if self._spool is None or not records:
-            return
+            return True
         async with self._disk:
-            await asyncio.to_thread(self._spool.append, records)
+            return await self._on_disk(self._spool.append, records)
 
     async def _cross_out(self, delivered: Sequence[str]) -> None:
         """Note on disk what was delivered, so that it is not delivered again after somebody deleted it."""
@@ -192,12 +276,36 @@ class WriteBehind:
         async with self._disk:
             if spool.size >= SPOOL_RESTART_BYTES or not self._queue:
                 owed = [_record(owed) for owed in self._queue.values()]
-                await asyncio.to_thread(spool.restart, owed)
+                debts = [_debt_record(debt, is_owed=True) for debt in self._debts]
+                await self._on_disk(spool.restart, owed + debts)
             else:
                 # A key that is queued again has, or waits here to write, a later record of its own.
                 done = [Record(key, None, None, b"") for key in delivered if key not in self._queue]
-                await asyncio.to_thread(spool.append, done)
+                await self._on_disk(spool.append, done)
+
+    async def _on_disk(self, act: Callable[[list[Record]], None], records: list[Record]) -> bool:
+        """Whether the disk did it; the first failure and the recovery are told."""
+        try:
+            await asyncio.to_thread(act, records)
+        except OSError as error:
+            self._disk_failed(error)
+            return False
+        if self._disk_down_since is not None:
+            down_s = self._clock.monotonic() - self._disk_down_since
+            self._disk_down_since = None
+            self._observer.on(TierRecovered(tier="spool", down_s=down_s))
+        return True
+
+    def _disk_failed(self, error: OSError) -> None:
+        if self._disk_down_since is None:
+            self._disk_down_since = self._clock.monotonic()
+            self._observer.on(TierUnavailable(tier="spool", reason=error.strerror or str(error)))
 
 
 def _record(owed: Owed) -> Record:
     return Record(owed.sealed.key, owed.sealed.data, owed.until_ms, owed.sealed.generation)
+
+
+def _debt_record(debt: Debt, *, is_owed: bool) -> Record:
+    kind, name = debt
+    return Record(name, b"" if is_owed else None, None, b"", kind)

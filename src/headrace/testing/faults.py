@@ -14,6 +14,9 @@ QUEUED_MAX = 256
 """Chunks on the way in one direction of one connection; beyond it the sender is held up, as by a full socket."""
 _RESET = struct.pack("ii", 1, 0)
 
+Passage = Callable[[bytes], tuple[bytes, bool]]
+"""What is passed on of a chunk, and whether the connection ends with it."""
+
 
 class TcpProxy:
     """Passes TCP on to a server, well or badly.
@@ -35,7 +38,7 @@ class TcpProxy:
         self._upstream = upstream
         self._clock = clock if clock is not None else SystemClock()
         self._server: asyncio.Server | None = None
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         """Where it listens on 127.0.0.1; stays the same over `stop` and `start`."""
@@ -106,6 +109,8 @@ class TcpProxy:
 
     def heal(self) -> None:
         """Pass everything on at once, what was held up included; connections that were cut stay so."""
+        for connection in self._connections:
+            connection.cut_after = None
         self.delay(0.0)
         self.to_server.let_go()
         self.to_client.let_go()
@@ -116,20 +121,24 @@ class TcpProxy:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self.accepted += 1
-        connection = _Connection(task, writer)
+        connection = Connection(task, writer)
         self._connections.add(connection)
         try:
             server_reader, server_writer = await self._connect()
             connection.writers.append(server_writer)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self.to_server.carry(reader, server_writer, lambda _: None))
-                group.create_task(self.to_client.carry(server_reader, writer, connection.count))
+                group.create_task(self.to_server.carry(reader, server_writer, self._requests(connection)))
+                group.create_task(self.to_client.carry(server_reader, writer, connection.replies))
         except* (OSError, asyncio.CancelledError):
             connection.abort()  # one end is gone, or it was cut: then so is the other
         finally:
             self._connections.discard(connection)
             for end in connection.writers:
                 end.close()
+
+    def _requests(self, connection: "Connection") -> Passage:
+        """What becomes of what a client sends; a proxy for one protocol may look into it."""
+        return lambda data: (data, False)
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._upstream.startswith("/"):
@@ -145,25 +154,27 @@ class Direction:
         self._clock = clock
         self._is_open = asyncio.Event()
         self._is_open.set()
+        self._holders: set[object] = set()
         self.delay_s = 0.0
         self.bytes_passed = 0
         """How much has arrived."""
 
-    def hold(self) -> None:
+    def hold(self, holder: object = None) -> None:
         """Let nothing through."""
+        self._holders.add(holder)
         self._is_open.clear()
 
-    def let_go(self) -> None:
-        """Let everything through."""
-        self._is_open.set()
+    def let_go(self, holder: object = None) -> None:
+        """Let everything through, unless another holder does not."""
+        self._holders.discard(holder)
+        if not self._holders:
+            self._is_open.set()
 
-    async def carry(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, allowed: Callable[[bytes], int | None]
-    ) -> None:
-        """Pass on what comes until it ends. `allowed` says how much of a chunk may pass before the end; None: all."""
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passage: Passage) -> None:
+        """Pass on what comes until it ends, or `passage` says so."""
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(QUEUED_MAX)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._deliver(queue, writer, allowed))
+            group.create_task(self._deliver(queue, writer, passage))
             while data := await reader.read(CHUNK_BYTES):
                 await queue.put((self._clock.monotonic() + self.delay_s, data))
             await queue.put((self._clock.monotonic() + self.delay_s, b""))
@@ -172,7 +183,7 @@ class Direction:
         self,
         queue: asyncio.Queue[tuple[float, bytes]],
         writer: asyncio.StreamWriter,
-        allowed: Callable[[bytes], int | None],
+        passage: Passage,
     ) -> None:
         while True:
             due, data = await queue.get()
@@ -182,15 +193,15 @@ class Direction:
             if not data:
                 writer.write_eof()
                 return
-            share = allowed(data)
-            writer.write(data if share is None else data[:share])
+            passed, is_last = passage(data)
+            writer.write(passed)
             await writer.drain()
-            self.bytes_passed += len(data) if share is None else share
-            if share is not None:
+            self.bytes_passed += len(passed)
+            if is_last:
                 raise ConnectionResetError
 
 
-class _Connection:
+class Connection:
     """Both ends of a client's connection."""
 
     def __init__(self, task: "asyncio.Task[None]", writer: asyncio.StreamWriter) -> None:
@@ -198,14 +209,14 @@ class _Connection:
         self.writers = [writer]
         self.cut_after: int | None = None
 
-    def count(self, data: bytes) -> int | None:
-        """How much of a chunk may pass before the cut; None: all of it."""
+    def replies(self, data: bytes) -> tuple[bytes, bool]:
+        """The passage of what goes to the client: everything, up to the cut."""
         if self.cut_after is None:
-            return None
+            return data, False
         if len(data) < self.cut_after:
             self.cut_after -= len(data)
-            return None
-        return self.cut_after
+            return data, False
+        return data[: self.cut_after], True
 
     def cut(self) -> None:
         """End it now."""

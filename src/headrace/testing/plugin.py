@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from headrace.testing.chaos import ChaosRemote
     from headrace.testing.clock import FakeClock
 
 
@@ -35,6 +36,15 @@ def headrace_redis() -> Iterator[str]:
             pytest.skip(str(error))
         with started(server):
             yield server.url
+
+
+@pytest.fixture
+def headrace_chaos(headrace_redis: str) -> "ChaosRemote":
+    """The session's Redis behind a front that fails on demand, to be entered by the test: `with headrace_chaos as
+    chaos`, or `async with` in a coroutine."""
+    from headrace.testing.chaos import ChaosRemote
+
+    return ChaosRemote(headrace_redis)
 
 
 @pytest.fixture

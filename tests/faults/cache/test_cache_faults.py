@@ -27,6 +27,14 @@ async def usable(cache) -> None:
     raise AssertionError("the shared tier never came back")
 
 
+async def echoed(cache) -> None:
+    """Return when every push so far was looked at."""
+    tracking = cache._shared._tracking
+    for channel in tracking._channels.values():
+        await channel.call(b"*1\r\n$4\r\nPING\r\n")
+    await until(lambda: tracking._check is None or tracking._check.done(), "pushes were looked at")
+
+
 async def test_a_dead_server_never_breaks_a_caller(open_cache, server, witness):
     """With Redis gone every call still answers: reads load, writes stay in memory, and each tier is told of once."""
     cache = await open_cache(remote=QUICK)
@@ -219,3 +227,72 @@ async def test_a_full_server_degrades(open_cache, server, witness):
         assert "OOM" in witness.seen(WriteDropped)[0].reason
         client.config_set("maxmemory", "0")
     await usable(cache)
+
+
+@pytest.mark.parametrize("how", ["killed", "deaf"])
+@pytest.mark.parametrize("tags", [(), ("t",)], ids=["plain", "tagged"])
+async def test_the_set_that_finds_the_server_gone_stays_in_memory(open_cache, server, how, tags):
+    """The first write into the outage is kept like the ones after it, for `degraded_ttl`, and is gone once Redis is
+    back."""
+    cache = await open_cache(remote={**QUICK, "degraded_ttl": 60}, policies=[CachePolicy(ttl=60, jitter=0)])
+    other = await open_cache(memory=None)
+    await cache.set("k", "old", tags=tags)
+    await echoed(cache)
+    if how == "killed":
+        server.stop()
+    else:
+        server.signal(signal.SIGSTOP)
+    await cache.set("k", "new", tags=tags)
+    assert await cache.get("k") == "new"
+    if how == "killed":
+        await asyncio.to_thread(server.start)
+    else:
+        server.signal(signal.SIGCONT)
+    await usable(cache)
+    await until(lambda: not cache._shared._deferred.is_owed, "what was owed was delivered")
+    await until(lambda: cache._shared._tracking._whole, "changes are heard of again")
+    assert await cache.get("k") == await other.get("k")
+
+
+async def test_the_load_that_finds_the_server_gone_is_kept(open_cache, server):
+    """The first load into the outage is kept in memory like the ones after it."""
+    cache = await open_cache(remote={**QUICK, "degraded_ttl": 60}, policies=[CachePolicy(ttl=60, jitter=0)])
+
+    async def load() -> str:
+        server.stop()
+        return "loaded"
+
+    assert await cache.get_or_load("k", load) == "loaded"
+    assert await cache.get("k") == "loaded"
+
+
+async def test_a_read_that_spans_an_outage_is_not_kept(open_cache, server):
+    """A value that was fetched before changes went unheard is not installed once they are heard of again."""
+    cache = await open_cache(remote=QUICK)
+    epoch = cache._near.epoch("k")
+    server.stop()
+    await until(lambda: not cache._shared._tracking._whole, "the loss was noticed")
+    await asyncio.to_thread(server.start)
+    await until(lambda: cache._shared._tracking._whole, "changes are heard of again")
+    assert cache._near.holds("k", epoch) is False
+
+
+async def test_many_reads_are_answered_by_stale_copies_too(open_cache, server):
+    """get_many serves expired copies like get when the shared tier cannot be asked, and leaves real misses out."""
+    cache = await open_cache(remote=QUICK, policies=[CachePolicy(ttl=0.05, stale_max=60, jitter=0)])
+    await cache.set("k", "old")
+    server.stop()
+    await until(lambda: cache.entry_lookup("k").fresh_until < cache.now(), "the copy went stale")
+    assert await cache.get_many(["k", "x"]) == {"k": "old"}
+    assert cache.statistics().stale_served == 1
+
+
+async def test_a_failed_strict_write_is_not_read_back(open_cache, server):
+    """A value whose `set` raised is not what this process reads afterwards."""
+    cache = await open_cache(remote=QUICK, policies=[CachePolicy(strategy=Strategy.WRITE_THROUGH, stale_max=0)])
+    await cache.set("k", "old")
+    server.stop()
+    for _ in range(2):
+        with pytest.raises(CacheUnavailable):
+            await cache.set("k", "new")
+        assert await cache.get("k", "nothing") == "nothing"

@@ -1,6 +1,7 @@
 """Writes that return before Redis has them: order, coalescing, bounds, and what a kill -9 leaves behind."""
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
@@ -10,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
-from headrace.cache.spool import Record, Spool, read
-from headrace.errors import CacheUnavailable, DirectoryUnusable
-from headrace.events import WriteDropped
+from headrace.errors import CacheUnavailable
+from headrace.events import TierRecovered, TierUnavailable, WriteDropped
 from tests.redis_servers import CLOCK, until
 
 BEHIND = [CachePolicy(match="b:*", strategy=Strategy.WRITE_BEHIND, jitter=0), CachePolicy(match="*", jitter=0)]
@@ -70,16 +70,22 @@ async def test_flush_says_when_it_cannot_deliver(open_cache, server):
     assert await (await open_cache(memory=None)).get("b:1") == 1
 
 
-@pytest.mark.parametrize("how", ["delete", "pattern", "clear", "through"])
+@pytest.mark.parametrize("how", ["delete", "tag", "pattern", "clear", "through"])
 async def test_what_comes_after_a_queued_write_wins(open_cache, server, how):
-    """A delete, a pattern, a clear or a plain write takes back what was queued before it."""
+    """A delete, a tag, a pattern, a clear or a plain write takes back what was queued before it."""
     cache = await open_cache(policies=BEHIND, remote=PATIENT)
     other = await open_cache(memory=None)
+    await cache.set("b:0", "acquainted", tags=("t",))
+    await cache.flush()
+    if how != "tag":
+        server.signal(signal.SIGSTOP)
+    await cache.set("b:1", "queued", tags=("t",) if how == "tag" else ())
     server.signal(signal.SIGSTOP)
-    await cache.set("b:1", "queued")
     match how:
         case "delete":
             after = cache.delete("b:1")
+        case "tag":
+            after = cache.invalidate_tag("t")
         case "pattern":
             after = cache.invalidate_pattern("b:*")
         case "clear":
@@ -173,43 +179,6 @@ async def test_an_acknowledged_write_survives_kill_9(open_cache, server, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cut_spool_is_good_up_to_the_cut(tmp_path: Path):
-    """Whatever byte a spool file ends at, the complete records before it are read, in order."""
-    spool = Spool(tmp_path, sync=False)
-    spool.open()
-    records = [Record(f"k{number}", b"data", None, b"g") for number in range(5)]
-    spool.append(records)
-    data = next(tmp_path.glob("*.spool")).read_bytes()
-    spool.close(done=True)
-    size = len(data) // 5
-    for end in range(len(data)):
-        assert list(read(data[:end])) == records[: end // size]
-    damaged = bytearray(data)
-    damaged[2 * size + 10] ^= 1
-    assert list(read(bytes(damaged))) == records[:2]
-
-
-def test_a_living_process_keeps_its_spool(tmp_path: Path):
-    """Only files that nobody holds are adopted."""
-    one, two = Spool(tmp_path, sync=True), Spool(tmp_path, sync=False)
-    assert one.open() == []
-    one.append([Record("k", b"1", None, b"g"), Record("l", b"2", None, b"g"), Record("l", None, None, b"g")])
-    assert two.open() == []
-    one.close(done=False)
-    three = Spool(tmp_path, sync=False)
-    assert three.open() == [Record("k", b"1", None, b"g")]
-    for spool in (two, three):
-        spool.close(done=True)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unusable_spool_directory_is_an_error_with_a_fix(tmp_path: Path):
-    """A file where the directory should be is told at open."""
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DirectoryUnusable, match="spool"):
-        Spool(tmp_path / "file", sync=False).open()
-
-
 async def test_a_spool_does_not_grow_without_end(open_cache, tmp_path: Path):
     """What was delivered leaves the file."""
     cache = await open_cache(
@@ -237,3 +206,228 @@ async def test_a_write_through_is_not_overtaken_by_an_older_queued_write(open_ca
     await delivered(cache)
     await until(lambda: not cache._shared._deferred.is_owed, "everything was delivered")
     assert await other.get("b:1") in {None, "later"}
+
+
+async def test_flush_does_not_wait_for_what_comes_after_it(open_cache):
+    """Under a stream of queued writes a flush returns when those before it were delivered."""
+    cache = await open_cache(policies=BEHIND)
+    is_over = False
+
+    async def write(task: int) -> None:
+        number = 0
+        while not is_over:
+            number += 1
+            await cache.set(f"b:{task}:{number % 100}", number)
+            await asyncio.sleep(0)
+
+    writing = [asyncio.get_running_loop().create_task(write(task)) for task in range(4)]
+
+    try:
+        async with asyncio.timeout(10):
+            for _ in range(5):
+                await cache.set("b:mine", 1)
+                await cache.flush()
+    finally:
+        is_over = True
+        await asyncio.gather(*writing)
+
+
+async def test_a_write_after_an_owed_clear_is_delivered(open_cache, server):
+    """What is queued after a clear that could not be delivered yet does not go with it."""
+    cache = await open_cache(policies=BEHIND, remote=PATIENT)
+    await cache.set("b:0", "before")
+    await delivered(cache)
+    server.signal(signal.SIGSTOP)
+    await cache.clear()
+    await cache.set("b:1", "after")
+    server.signal(signal.SIGCONT)
+    await until(lambda: not cache._shared.owed.is_owed, "the clear was delivered")
+    await delivered(cache)
+    other = await open_cache(memory=None)
+    assert await other.get_many(["b:0", "b:1"]) == {"b:1": "after"}
+
+
+async def test_a_write_from_before_the_first_connection_is_delivered(open_cache, server):
+    """A process that starts while Redis is away does not lose what it queues, although the namespace was cleared
+    once."""
+    other = await open_cache(memory=None)
+    await other.clear()
+    server.signal(signal.SIGSTOP)
+    cache = await open_cache(policies=BEHIND, remote=PATIENT)
+    await cache.set("b:1", 1)
+    server.signal(signal.SIGCONT)
+    await delivered(cache)
+    assert await other.get("b:1") == 1
+
+
+KEYS = {"2026-10": "an old secret of enough bytes", "2026-11": "a new secret of enough bytes"}
+
+
+async def test_a_spooled_write_with_a_removed_key_is_kept_aside_and_told(open_cache, server, witness, tmp_path: Path):
+    """What cannot be opened any more is not dropped: the observer is told where it is, and with the key back in the
+    keyring and the file renamed it is delivered."""
+    spooled = {**PATIENT, "spool_directory": str(tmp_path)}
+    old, new = ({**spooled, "signing_keys": {name: KEYS[name] for name in names}} for names in (KEYS, ["2026-11"]))
+    writer = await open_cache(policies=BEHIND, remote=old)
+    await writer.flush()
+    server.signal(signal.SIGSTOP)
+    await writer.set("b:1", 1)
+    await writer.close()
+    server.signal(signal.SIGCONT)
+    heir = await open_cache(policies=BEHIND, remote=new)
+    await delivered(heir)
+    (event,) = witness.seen(WriteDropped)
+    (aside,) = tmp_path.glob("*.aside")
+    assert event.key == "b:1"
+    assert "2026-10" in event.reason
+    assert str(aside) in event.reason
+    await heir.close()
+    await (await open_cache(policies=BEHIND, remote=new)).close()
+    assert len(witness.seen(WriteDropped)) == 1, "it is told once"
+    aside.rename(aside.with_suffix(".spool"))
+    rotated_back = await open_cache(policies=BEHIND, remote=old)
+    await delivered(rotated_back)
+    assert await rotated_back.get("b:1") == 1
+
+
+async def test_a_damaged_spool_is_kept_and_told(open_cache, server, witness, tmp_path: Path):
+    """What stands before the damage is delivered; the file stays for somebody to look at."""
+    spooled = {**PATIENT, "spool_directory": str(tmp_path)}
+    writer = await open_cache(policies=BEHIND, remote=spooled)
+    server.stop()
+    await writer.set("b:1", 1)
+    await writer.set("b:2", 2)
+    await writer.close()
+    await asyncio.to_thread(server.start)
+    (left,) = tmp_path.glob("*.spool")
+    data = bytearray(left.read_bytes())
+    data[-1] ^= 1
+    left.write_bytes(data)
+    heir = await open_cache(policies=BEHIND, remote=spooled)
+    await delivered(heir)
+    (event,) = witness.seen(WriteDropped)
+    (kept,) = tmp_path.glob("*.damaged")
+    assert str(kept) in event.reason
+    assert kept.read_bytes() == data
+    assert await heir.get_many(["b:1", "b:2"]) == {"b:1": 1}
+
+
+GONE = """
+import asyncio, sys
+from headrace.cache import Cache, RemoteConfig
+
+async def main(url, directory, how):
+    user = {"username": "guest", "password": "guest-password"}
+    async with Cache(remote=RemoteConfig(url=url, spool_directory=directory, timeout=0.2, **user)) as cache:
+        print("open", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+        match how:
+            case "delete": await cache.delete("k")
+            case "tag": await cache.invalidate_tag("t")
+            case "pattern": await cache.invalidate_pattern("k*")
+            case "clear": await cache.clear()
+            case _: await cache.set("k", "new")
+        print("returned", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", ["delete", "tag", "pattern", "clear", "set"])
+async def test_an_invalidation_into_an_outage_survives_kill_9(open_cache, server, tmp_path: Path, how):
+    """With a spool, what a process invalidated (or overwrote) while Redis was away is gone once another process opens
+    the spool."""
+    other = await open_cache(memory=None)
+    await other.set("k", "old", tags=["t"])
+    server.call("ACL", "SETUSER", "guest", "on", ">guest-password", "~*", "&*", "+@all")
+    child = subprocess.Popen(
+        [sys.executable, "-c", GONE, server.url, str(tmp_path), how],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert await asyncio.to_thread(child.stdout.readline) == "open\n"
+        # For this process alone the server is gone.
+        server.call("ACL", "SETUSER", "guest", "off")
+        server.call("CLIENT", "KILL", "USER", "guest")
+        child.stdin.write("go\n")
+        child.stdin.flush()
+        assert await asyncio.to_thread(child.stdout.readline) == "returned\n"
+    finally:
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+    assert await other.get("k") == "old"
+    heir = await open_cache(remote={**PATIENT, "spool_directory": str(tmp_path)})
+    assert await heir.get("k") is None
+    await other._shared.learn_generation()
+    assert await other.get("k") is None
+    await heir.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_was_delivered_after_all_is_not_left_in_the_spool(open_cache, server, tmp_path: Path):
+    """An invalidation that the process itself delivers later is crossed out."""
+    cache = await open_cache(remote={**PATIENT, "spool_directory": str(tmp_path)})
+    await cache.set("k", "old")
+    server.signal(signal.SIGSTOP)
+    await cache.delete("k")
+    assert cache._behind._debts == {("key", "k")}
+    server.signal(signal.SIGCONT)
+    await until(lambda: not cache._shared.owed.is_owed, "delivered")
+    await until(lambda: not cache._behind._debts, "crossed out")
+
+
+class FullDisk:
+    """`os.write` on a disk with so many bytes left."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+        self.left = left
+        self._write = os.write
+        monkeypatch.setattr("headrace.cache.spool.os.write", self)
+
+    def __call__(self, file: int, data: bytes) -> int:
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        size = min(self.left, len(data))
+        self.left -= size
+        return self._write(file, data[:size])
+
+
+async def test_a_full_disk_costs_the_queue_not_the_writes(open_cache, server, witness, tmp_path: Path, monkeypatch):
+    """While the spool's disk takes no more, writes go through to Redis, deliveries go on, and the observer is told."""
+    cache = await open_cache(policies=BEHIND, remote={**PATIENT, "spool_directory": str(tmp_path)})
+    other = await open_cache(memory=None)
+    disk = FullDisk(monkeypatch, left=10)
+    for number in range(5):
+        await cache.set(f"b:{number}", number)
+    assert await other.get_many([f"b:{number}" for number in range(5)]) == {f"b:{n}": n for n in range(5)}
+    async with asyncio.timeout(5):
+        await cache.flush()
+        await cache.delete("b:0")
+    assert [event.tier for event in witness.seen(TierUnavailable)] == ["spool"]
+    disk.left = 1 << 30
+    await cache.set("b:9", 9)
+    await delivered(cache)
+    assert "spool" in [event.tier for event in witness.seen(TierRecovered)]
+    assert await other.get("b:9") == 9
+
+
+async def test_a_disk_that_fills_while_writes_are_delivered_does_not_stop_the_delivery(
+    open_cache, server, tmp_path: Path, monkeypatch
+):
+    """The courier outlives a failure to cross out what it delivered."""
+    cache = await open_cache(policies=BEHIND, remote={**PATIENT, "spool_directory": str(tmp_path)})
+    other = await open_cache(memory=None)
+    server.signal(signal.SIGSTOP)
+    for number in range(5):
+        await cache.set(f"b:{number}", number)
+    FullDisk(monkeypatch, left=0)
+    server.signal(signal.SIGCONT)
+    async with asyncio.timeout(10):
+        await delivered(cache)
+    assert len(await other.get_many([f"b:{number}" for number in range(5)])) == 5
+    async with asyncio.timeout(5):
+        await cache.set("b:5", 5)
+    assert await other.get("b:5") == 5

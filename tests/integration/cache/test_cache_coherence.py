@@ -3,6 +3,7 @@
 import asyncio
 import random
 import signal
+from functools import partial
 
 import pytest
 
@@ -18,7 +19,11 @@ def start(work) -> asyncio.Task:
 
 
 def is_checked(tracking) -> bool:
-    return not tracking._doubted and (tracking._check is None or tracking._check.done())
+    return not tracking._doubted and not tracking._doubted_tags and (tracking._check is None or tracking._check.done())
+
+
+def is_turned_away(cache: Cache, key: str, epoch: tuple[int, int]) -> bool:
+    return not cache._near.holds(key, epoch)
 
 
 async def settled(*caches: Cache) -> None:
@@ -317,3 +322,97 @@ async def test_a_value_that_redis_does_not_have_is_kept_for_a_moment_only(open_c
     assert await cache.get_or_load("k", load) == "alone"
     assert cache._shared._tracking._whole
     assert cache.entry_lookup("k").fresh_until <= cache.now() + 0.5
+
+
+async def test_the_first_load_with_a_new_tag_is_kept(open_cache):
+    """That a tag's token is made by the load itself is no invalidation: both tiers keep the value."""
+    cache = await open_cache()
+    for number in range(20):
+
+        async def load(number: int = number) -> int:
+            await asyncio.sleep(0.01)  # time for the server's push of the new token
+            return number
+
+        assert await cache.get_or_load(f"k{number}", load, tags=[f"t{number}"]) == number
+    await settled(cache)
+    assert [number for number in range(20) if cache.entry_lookup(f"k{number}") is None] == []
+    assert cache.statistics().installs_refused == 0
+    other = await open_cache(memory=None)
+    assert len(await other.get_many([f"k{number}" for number in range(20)])) == 20
+
+
+async def test_loads_that_begin_with_a_tag_together_are_all_kept(open_cache):
+    """Loads of one process that all find a tag without a token, and each propose one, are all kept."""
+    cache = await open_cache()
+
+    async def load() -> int:
+        await asyncio.sleep(0.02)
+        return 1
+
+    await asyncio.gather(*(cache.get_or_load(f"k{number}", load, tags=["t"]) for number in range(10)))
+    assert cache.statistics().installs_refused == 0
+    assert cache.statistics().entries == 10
+
+
+async def test_a_tag_invalidated_elsewhere_during_a_load_turns_it_away(open_cache):
+    """Knowing a tag's token does not make this process deaf to its change."""
+    a, b = await open_cache(), await open_cache()
+    other = await open_cache(memory=None)
+    for number in range(5):
+        entered, gate = asyncio.Event(), asyncio.Event()
+        epoch = a._near.epoch(f"k{number}")
+
+        async def load(entered: asyncio.Event = entered, gate: asyncio.Event = gate) -> str:
+            entered.set()
+            await gate.wait()
+            return "old"
+
+        loading = asyncio.get_running_loop().create_task(a.get_or_load(f"k{number}", load, tags=["t"]))
+        await entered.wait()
+        await b.invalidate_tag("t")
+        await until(partial(is_turned_away, a, f"k{number}", epoch), "the change was heard of")
+        gate.set()
+        assert await loading == "old"
+        assert a.entry_lookup(f"k{number}") is None
+        assert await other.get(f"k{number}") is None
+
+
+async def test_a_tag_invalidated_elsewhere_drops_what_was_loaded_with_it(open_cache):
+    """The copy of a process that itself made the tag's token goes when another process invalidates the tag."""
+    a, b = await open_cache(), await open_cache()
+    for number in range(5):
+        await a.get_or_load("k", lambda number=number: number, tags=["t"])
+        assert await a.get("k") == number
+        await b.invalidate_tag("t")
+        await until(lambda: a.entry_lookup("k") is None, "the copy is dropped")
+
+
+async def test_a_plain_function_on_the_loops_thread_follows_changes_in_bounds(open_cache):
+    """What it loads is in memory alone, where no push reaches it: it is fresh for `degraded_ttl`, not `memory_ttl`."""
+    a, b = await open_cache(remote={"degraded_ttl": 0.05}), await open_cache()
+    source = {"value": "old"}
+
+    @a.cached("k", ttl=300)
+    def load() -> str:
+        return source["value"]
+
+    assert load() == "old"
+    source["value"] = "new"
+    await b.delete("k")
+    await until(lambda: load() == "new", "the change is seen", timeout_s=5)
+
+
+async def test_a_value_whose_own_code_fails_gives_the_lease_back(open_cache):
+    """An exception out of the value itself, while it is being encoded, does not keep others from loading."""
+    cache, other = await open_cache(remote={"lease": 60}), await open_cache()
+
+    class Odd(list):
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError
+
+        __hash__ = None
+
+    with pytest.raises(ZeroDivisionError):
+        await cache.get_or_load("k", lambda: Odd([1]))
+    async with asyncio.timeout(5):
+        assert await other.get_or_load("k", lambda: 1) == 1

@@ -1,11 +1,13 @@
 """How the shared tier is reached: TLS, ACL users, databases, Sentinel, uvloop."""
 
 import asyncio
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 import uvloop
+from msgspec import UNSET
 
 from headrace.cache import Cache, RemoteConfig
 from headrace.events import TierUnavailable
@@ -34,6 +36,27 @@ async def test_acl_user_and_password(start_redis):
         assert await cache.get_or_load("k", lambda: 2) == 2
         assert "wrong" not in repr(witness.seen(TierUnavailable))
         assert witness.seen(TierUnavailable)
+
+
+async def test_the_rights_that_the_guide_names_suffice(start_redis):
+    """With the ACL of the guide, and no right beyond it, everything works: copies, leases, tags, patterns, clear."""
+    guide = (Path(__file__).parents[3] / "docs/guides/redis.md").read_text()
+    rights = re.search(r"ACL SETUSER (headrace on >secret [^`]+)```", guide)[1].split()
+    server = start_redis("--user", *rights, port=free_port())
+    url, witness = f"redis://headrace:secret@127.0.0.1:{server.port}/0", Witness()
+    async with Cache(remote=remote(url), observer=witness) as here, Cache(remote=remote(url), memory=None) as there:
+        assert await here.get_or_load("k", lambda: 1, tags=["t"]) == 1
+        assert await there.update("n", lambda number: 1 if number is UNSET else number + 1) == 1
+        assert await there.get_many(["k", "n"]) == {"k": 1, "n": 1}
+        await there.delete("k")
+        await until(lambda: "k" not in here.memory, "the change is heard of")
+        await here.set_many({"a:1": 1, "a:2": 2, "b": 3})
+        assert await there.invalidate_pattern("a:*") == 2
+        await here.invalidate_tag("t")
+        await here.clear()
+        assert await here.get("b") is None
+        assert [cache.statistics().remote_errors for cache in (here, there)] == [0, 0]
+    assert witness.events == []
 
 
 async def test_a_database_of_the_url(start_redis):
@@ -65,6 +88,7 @@ async def test_tls(short_path):
     try:
         await asyncio.to_thread(server.start)
     except AssertionError:
+        server.stop()
         pytest.skip("this redis-server was built without TLS")
     try:
         async with Cache(remote=remote(f"rediss://localhost:{port}/0?ssl_ca_certs={cert}"), memory=None) as cache:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from collections import Counter
 
 import pytest
 
-from headrace.cache import CachePolicy, Strategy
+from headrace.cache import CachePolicy, RemoteConfig, Strategy
+from headrace.cache.lease import Claim, Lease, Leases
+from headrace.cache.remote import Remote, RemoteWatcher
 from headrace.errors import UnencodableValue
 from tests.redis_servers import CLOCK, RedisServer, until
 
@@ -165,6 +168,73 @@ async def test_a_failed_load_lets_the_next_process_try_at_once(open_cache):
             assert await b.get_or_load(key, lambda: 1) == 1
 
 
+@pytest.fixture
+async def open_leases(server):
+    """Leases on the server, as if each were those of a process of its own."""
+    opened = []
+
+    async def open_one(*, lease_s: float) -> Leases:
+        remote = Remote(RemoteConfig(url=server.url), RemoteWatcher(), rng=random.random)
+        await remote.open()
+        leases = Leases(remote, lease_s=lease_s, token=lambda: random.randbytes(8), rng=random.random)
+        opened.append((leases, remote))
+        return leases
+
+    yield open_one
+    for leases, remote in opened:
+        await leases.close()
+        await remote.close()
+
+
+async def claim(leases: Leases, opened=None, *, patience_s: float = 5) -> Claim:
+    async def nothing(data: object) -> None:
+        return None
+
+    return await leases.claim((b"{k}", b"{k}:lease"), opened or nothing, is_enough=bool, patience_s=patience_s)
+
+
+@pytest.mark.parametrize("moment", ["taking", "looking"])
+async def test_a_cancelled_claim_leaves_no_lease(open_leases, moment):
+    """Whoever gives up while the lease is being taken, or while the entry is being looked at, gives it back."""
+    leases = await open_leases(lease_s=60)
+    looks = asyncio.Event()
+
+    async def look(data: object) -> None:
+        looks.set()
+        await asyncio.Event().wait()
+
+    claiming = asyncio.get_running_loop().create_task(claim(leases, look))
+    if moment == "looking":
+        await looks.wait()
+    else:
+        await asyncio.sleep(0)
+    claiming.cancel()
+    await asyncio.wait([claiming])
+
+    assert claiming.cancelled()
+    assert isinstance((await claim(leases)).right, Lease)
+
+
+async def test_a_look_that_fails_leaves_no_lease(open_leases):
+    """If what is under the key cannot be looked at, the next one may try."""
+    leases = await open_leases(lease_s=60)
+
+    async def fail(data: object) -> None:
+        raise ValueError("unreadable")
+
+    with pytest.raises(ValueError, match="unreadable"):
+        await claim(leases, fail)
+    assert isinstance((await claim(leases)).right, Lease)
+
+
+async def test_a_lost_lease_is_not_renewed(open_leases):
+    """A lease that nobody holds any more, though it was never given back, runs out in its time."""
+    one, other = await open_leases(lease_s=1), await open_leases(lease_s=1)
+    assert isinstance((await claim(one)).right, Lease)  # and is gone with this line
+
+    assert isinstance((await claim(other, patience_s=5)).right, Lease)
+
+
 async def test_a_long_load_keeps_its_lease(open_cache, server):
     """The lease is renewed while its holder lives, so a load may take longer than the lease lasts."""
     a, b = await open_cache(remote={"lease": 0.3}), await open_cache(remote={"lease": 0.3})
@@ -239,8 +309,6 @@ async def test_a_refresh_runs_in_one_process(open_cache):
 async def test_random_interleavings_never_keep_an_old_value(open_cache):
     """Loads and deletes of three processes at random: what any tier holds afterwards is the source's last value."""
     caches = [await open_cache() for _ in range(3)]
-    import random
-
     rng = random.Random(7)
     for round_number in range(60):
         key, source = f"k{round_number}", {"value": 0}

@@ -389,3 +389,17 @@ def test_the_fixtures_are_real_servers(server):
     """The tests of this folder talk to a redis-server process."""
     assert isinstance(server, RedisServer)
     assert server.client().info()["redis_version"]
+
+
+@pytest.mark.parametrize(
+    ("ttl", "stale_max"), [(1e18, 300), (float("inf"), 300), (60, float("inf")), (1e300, 1e300), (None, float("inf"))]
+)
+async def test_lives_without_measure_are_for_ever(open_cache, ttl, stale_max):
+    """A TTL or a `stale_max` that no number of milliseconds can hold is for ever, in `set`, loads and updates."""
+    policies = [CachePolicy(ttl=60, stale_max=stale_max, jitter=0)]
+    cache, other = await open_cache(policies=policies), await open_cache(policies=policies, memory=None)
+    await cache.set("set", 1, ttl=ttl)
+    await cache.get_or_load("load", lambda: 1, ttl=ttl)
+    await cache.update("update", lambda old: 1, ttl=ttl)
+    assert await other.get_many(["set", "load", "update"]) == {"set": 1, "load": 1, "update": 1}
+    assert await other.update("update", lambda old: old + 1) == 2

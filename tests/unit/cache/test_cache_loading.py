@@ -290,3 +290,56 @@ async def test_no_interleaving_keeps_an_old_value(clock, seed):
             rng.shuffle(work)
             await asyncio.gather(*work)
             assert await cache.get(key) in {None, truth[-1]}, f"seed {seed}, round {round_number}"
+
+
+@pytest.fixture
+async def stuck():
+    """A plain loader that does not return before the test ends."""
+    entered, release = threading.Event(), threading.Event()
+
+    def load() -> str:
+        entered.set()
+        release.wait(10)
+        return "late"
+
+    load.entered = entered
+    yield load
+    release.set()
+
+
+async def test_a_thread_waits_for_a_stuck_plain_loader_until_the_hard_limit(clock, stuck):
+    """Threads and coroutines that wait for another thread's loader get LoadTimeout; the next caller loads himself."""
+    async with policy_cache(clock, ttl=60, load_timeout=0.05) as cache:
+        decorated = cache.cached("k", ttl=60)(stuck)
+        first = start(asyncio.to_thread(decorated))
+        await asyncio.to_thread(stuck.entered.wait, 10)
+        with pytest.raises(LoadTimeout, match="'k'"):
+            await asyncio.to_thread(decorated)
+        assert await cache.get_or_load("k", Source("fresh")) == "fresh"
+        first.cancel()
+
+
+async def test_a_stale_value_stands_in_for_a_stuck_plain_loader(clock, stuck):
+    """Who has waited long enough for another thread's loader gets the stale value that the policy allows."""
+    async with policy_cache(clock, ttl=10, stale_max=60, load_timeout=0.05) as cache:
+        await cache.set("k", "old")
+        clock.advance(20)
+        decorated = cache.cached("k")(stuck)
+        first = start(asyncio.to_thread(decorated))
+        await asyncio.to_thread(stuck.entered.wait, 10)
+        assert await cache.get_or_load("k", Source("fresh")) == "old"
+        assert cache.statistics().stale_served == 1
+        assert await cache.get_or_load("k", Source("fresh")) == "fresh"
+        first.cancel()
+
+
+async def test_a_stale_value_stands_in_for_threads_too(clock, stuck):
+    """The same for a thread that waits."""
+    async with policy_cache(clock, ttl=10, stale_max=60, load_timeout=0.05) as cache:
+        await cache.set("k", "old")
+        clock.advance(20)
+        decorated = cache.cached("k")(stuck)
+        first = start(asyncio.to_thread(decorated))
+        await asyncio.to_thread(stuck.entered.wait, 10)
+        assert await asyncio.to_thread(decorated) == "old"
+        first.cancel()

@@ -17,7 +17,7 @@ class Colour(enum.Enum):
 
 
 def key(template, function, *args, **kwargs) -> str:
-    return KeyTemplate(template, function).render(args, kwargs)
+    return KeyTemplate(template, function).compiled()(*args, **kwargs)
 
 
 @pytest.fixture

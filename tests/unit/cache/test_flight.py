@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from headrace.cache.flight import Flights
-from headrace.errors import NotOpen
+from headrace.errors import LoadTimeout, NotOpen
 
 EPOCH = (0, 0)
 
@@ -143,3 +143,87 @@ async def test_a_closed_table_takes_no_loads():
     with pytest.raises(NotOpen):
         await flights.run("k", EPOCH, lambda: asyncio.sleep(0))
     assert flights.start("k", EPOCH, lambda: asyncio.sleep(0)) is False
+
+
+class Stuck:
+    """A plain load in a thread of its own that does not return until it is let go."""
+
+    def __init__(self, flights: Flights, key: str = "k") -> None:
+        self.entered, self.release = threading.Event(), threading.Event()
+        self.outcome: list[object] = []
+        self.thread = threading.Thread(
+            target=lambda: self.outcome.append(flights.run_in_thread(key, EPOCH, self._load))
+        )
+        self.thread.start()
+        assert self.entered.wait(10)
+
+    def _load(self) -> str:
+        self.entered.set()
+        assert self.release.wait(10)
+        return "late"
+
+    def let_go(self) -> None:
+        self.release.set()
+        self.thread.join(10)
+
+
+def test_a_thread_waits_in_bounds_for_another_threads_load():
+    """A loader that does not return costs a waiting thread `wait_max_s` and an error that names the key."""
+    flights = Flights()
+    stuck = Stuck(flights)
+    flight = flights._table["k"]
+    with pytest.raises(LoadTimeout, match=r"'k' is being loaded by another thread.* 0\.05 s"):
+        flights.run_in_thread("k", EPOCH, lambda: "mine", wait_max_s=0.05)
+    assert len(flight.waiters) == 1, "only the loading thread itself is left"
+    stuck.let_go()
+    assert stuck.outcome == [("late", False)]
+
+
+async def test_a_coroutine_waits_in_bounds_for_a_threads_load():
+    """What cannot be cancelled is waited for in bounds by coroutines too."""
+    flights = Flights()
+    stuck = Stuck(flights)
+    flight = flights._table["k"]
+    with pytest.raises(LoadTimeout, match="'k'"):
+        await flights.run("k", EPOCH, lambda: asyncio.sleep(0, "mine"), wait_max_s=0.05)
+    assert len(flight.waiters) == 1, "only the loading thread itself is left"
+    stuck.let_go()
+
+
+def test_after_a_stuck_loader_others_load_for_themselves():
+    """A loader that never returns does not keep its key from being loaded for ever, and its end disturbs nobody."""
+    flights = Flights()
+    stuck = Stuck(flights)
+    with pytest.raises(LoadTimeout):
+        flights.run_in_thread("k", EPOCH, lambda: "mine", wait_max_s=0.05)
+    assert len(flights) == 0
+    assert flights.run_in_thread("k", EPOCH, lambda: "mine", wait_max_s=0.05) == ("mine", False)
+    second = Stuck(flights)
+    stuck.let_go()
+    assert len(flights) == 1, "the end of the first load does not end the second"
+    second.let_go()
+    assert len(flights) == 0
+
+
+async def test_a_thread_that_gives_up_ends_a_load_that_nobody_else_waits_for():
+    """A load on a loop whose last waiter was a thread is cancelled when that thread has waited long enough."""
+    flights = Flights()
+    cancelled = asyncio.Event()
+
+    async def never() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    first = start(flights.run("k", EPOCH, never))
+    await asyncio.sleep(0)
+    second = start(asyncio.to_thread(flights.run_in_thread, "k", EPOCH, lambda: "mine", wait_max_s=0.2))
+    while len(flights._table["k"].waiters) < 2:
+        await asyncio.sleep(0.001)
+    first.cancel()
+    with pytest.raises(LoadTimeout):
+        await second
+    await asyncio.wait_for(cancelled.wait(), 5)
+    await flights.settled()

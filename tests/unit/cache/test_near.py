@@ -55,13 +55,15 @@ def test_ageing_shortens_freshness_and_keeps_what_may_stand_in(clock):
 
 
 def test_limited_freshness_holds_for_what_comes_next(clock):
-    """While the channel is away new copies are fresh for the limit at most, and what was being read is turned away."""
+    """While the channel is away copies are fresh for the limit at most, also of what was being read or written when it
+    was lost; what was read while it was away is turned away once it is back."""
     near = Near(MemoryConfig(), clock, is_copy=True)
     before = near.epoch("k")
     near.limit_freshness(1.0)
-    assert near.install("k", entry(1, clock.monotonic()), before, CachePolicy()) is False
-    near.install("k", entry(1, clock.monotonic()), near.epoch("k"), CachePolicy())
+    assert near.install("k", entry(1, clock.monotonic()), before, CachePolicy()) is True
     assert near.lookup("k").fresh_until == clock.monotonic() + 1
+    during = near.epoch("k")
     near.limit_freshness(None)
+    assert near.install("k", entry(1, clock.monotonic()), during, CachePolicy()) is False
     near.install("k", entry(1, clock.monotonic()), near.epoch("k"), CachePolicy())
     assert near.lookup("k").fresh_until == clock.monotonic() + 100

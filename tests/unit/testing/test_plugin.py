@@ -36,13 +36,24 @@ def test_redis_is_real(headrace_redis, headrace_namespace):
 def test_tests_do_not_see_each_other(headrace_redis, headrace_namespace):
     use_redis(headrace_redis, headrace_namespace)
     assert len(NAMESPACES) == 2
+
+def test_redis_fails_on_demand(headrace_chaos, headrace_namespace):
+    from headrace.cache import RemoteConfig, SyncCache
+    with headrace_chaos as chaos:
+        remote = RemoteConfig(url=chaos.url)
+        with SyncCache(remote=remote, namespace=headrace_namespace, memory=None) as cache:
+            cache.set("k", 1)
+            chaos.refuse("GET", error="LOADING")
+            assert cache.get("k", "away") == "away"
+            chaos.heal()
+            assert cache.get("k", "away") == 1
 """
 
 
 def test_the_fixtures_do_what_they_say(tmp_path: Path):
-    """In a project of its own, with the plugin loaded, a clock, a Redis and a namespace are there for the asking."""
+    """In a project of its own, with the plugin loaded, all fixtures are there for the asking."""
     (tmp_path / "test_project.py").write_text(PROJECT)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "headrace.testing.plugin", "-W", "error", str(tmp_path)]
     alone = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True, timeout=60, check=False)
-    assert "4 passed" in done.stdout, done.stdout + done.stderr
+    assert "5 passed" in done.stdout, done.stdout + done.stderr

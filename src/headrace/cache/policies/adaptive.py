@@ -26,11 +26,11 @@ DECISIONS: Final = 4
 """How often to decide while the sample sees as many accesses as a shadow has nodes."""
 DECISION_MIN: Final = 20
 """Sampled accesses between two decisions at least."""
-MEMORY: Final = 10.0
+MEMORY: Final = 15.0
 """Sampled accesses after which the evidence is halved, for each node of a shadow."""
 DOUBT: Final = 2.0
 """Standard deviations by which a lead must exceed what chance would do."""
-LEAD: Final = 0.03
+LEAD: Final = 0.01
 """Hits by which it must exceed that besides, for each node of a shadow: a change costs hits too."""
 LEAD_MIN: Final = 5.0
 

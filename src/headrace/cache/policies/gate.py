@@ -29,7 +29,7 @@ class Rule:
         self.share: i64 = int(share * SHARES)
         """Of the window in the total weight, in SHARES; it has at least one node."""
         self.margin: i64 = margin
-        """How many more accesses a candidate needs than a victim that was asked for more than once."""
+        """How many more accesses a candidate needs than the victim, to be let in."""
         self.promotes = promotes
         """Not by contest: whoever was hit twice in the window passes, and who comes back after a departure passes at
         once.
@@ -44,18 +44,20 @@ class Gate:
     visit earns a node another round, up to VISITS_MAX; it replaces the segmented LRU of the paper, because a hit then
     moves nothing and the hit ratio is as good or better on every trace that we measure. With a window of nine tenths
     this is LRU in all but name; with hardly any and a margin it holds on to a part of a set that is asked for round
-    and round; with a rule that promotes it is S3-FIFO whose ghost is the sketch. Counting is left to the owner: see
-    `Frequencies`.
+    and round; with a rule that promotes it is S3-FIFO whose ghost is the sketch.
+
+    A tie is won by who is there already, and nobody passes by chance. Caffeine draws lots once in a while, because
+    keys that collide with a victim's counters on purpose could close its gate for good; here a victim carries its own
+    count, which other keys cannot keep high. Counting is left to the owner: see `Frequencies`.
     """
 
-    __slots__ = ("_clock", "_contests", "_filling", "_frequencies", "_window", "rule")
+    __slots__ = ("_clock", "_filling", "_frequencies", "_window", "rule")
 
     def __init__(self, frequencies: Frequencies, rule: Rule) -> None:
         self.rule = rule
         self._frequencies = frequencies
         self._window = Queue()
         self._clock = Queue()
-        self._contests: i64 = 0
         self._filling = True
 
     def insert(self, node: Node) -> None:
@@ -137,14 +139,7 @@ class Gate:
         return clock.oldest()
 
     def _wins(self, candidate: Node, victim: Node) -> bool:
-        attack = self._frequencies.of(candidate)
-        defence = self._frequencies.of(victim)
-        self._contests += 1
-        if attack > (defence + self.rule.margin if defence > 1 else defence):
-            return True
-        # Once in a while something warm passes regardless, so that keys which collide with the victim's counters on
-        # purpose cannot close the gate for good (Caffeine draws a random number instead).
-        return attack >= 6 and self._contests % 128 == 0
+        return self._frequencies.of(candidate) > self._frequencies.of(victim) + self.rule.margin
 
     def nodes(self) -> Iterator[Node]:
         """The window, then the clock."""

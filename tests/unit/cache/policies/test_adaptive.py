@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pytest
 
 from headrace.cache.policies import Adaptive, Lru, Node
-from headrace.cache.policies.adaptive import RULES, SHADOW_NODES
+from headrace.cache.policies.adaptive import RULES, SHADOW_NODES, Shadow
 from headrace.cache.policies.eviction import EvictionPolicy
 from headrace.cache.policies.node import spread
 
@@ -50,6 +50,13 @@ def test_it_holds_on_to_a_loop_that_lru_loses_entirely():
     adaptive = Replay(Adaptive(), 500)
     assert Replay(Lru(), 500).run(loop(1000, 20)) == 0
     assert adaptive.run(loop(1000, 20)) > 0.45 * 19 * 1000
+
+
+def test_the_keeper_holds_on_to_a_part_of_a_loop_so_long_that_counts_are_forgotten_on_the_way():
+    """Of a loop sixteen times its size it keeps most of what fits: being asked for once lets nobody in."""
+    keeper = Shadow(RULES[0])
+    hits = sum(keeper.access(key_hash, 1, 64) for key_hash in map(spread, loop(1024, 20)))
+    assert hits > 0.8 * 19 * 63
 
 
 def test_it_follows_recency_where_recency_is_everything():

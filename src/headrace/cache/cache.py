@@ -309,7 +309,7 @@ class Cache:
 
     async def invalidate_tag(self, *tags: str) -> int:
         """Make every entry with one of these tags a miss, everywhere; how many this process held in memory."""
-        return await self._open_filler().forget_tags(tags)
+        return await self._open_filler().forget_tags([check_key(tag) for tag in tags])
 
     async def invalidate_pattern(self, glob: str) -> int:
         """Remove every key that matches the glob from both tiers; how many there were.

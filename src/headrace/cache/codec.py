@@ -36,12 +36,15 @@ HEAD_BYTES = _HEADER.size
 """How much of an entry `version_in` needs."""
 _CHECKED_FROM = 8
 _SERIALIZER_MASK = 0x03
+_TYPED = 0x08
 _COMPRESSED = 0x10
 _SEALED = SIGNED | ENCRYPTED
 _KINDS = {0: "plain", SIGNED: "signed", ENCRYPTED: "encrypted"}
 _SERIALIZER_IDS = {"msgpack": 0, "json": 1, "raw": 2}
 _SERIALIZERS = {number: name for name, number in _SERIALIZER_IDS.items()}
-_KNOWN_FLAGS = _COMPRESSED | _SEALED | 0x03
+_KNOWN_FLAGS = _TYPED | _COMPRESSED | _SEALED | 0x03
+_SELF_EVIDENT = frozenset({Any, None, type(None), bool, int, float, str, bytes, list, dict})
+"""What a value is taken for without a type, too."""
 _LOAD_US_MAX = 2**32 - 1
 
 Tags = tuple[tuple[str, bytes], ...]
@@ -60,6 +63,8 @@ class Envelope(msgspec.Struct, frozen=True):
     version: int = 0
     """Random, one a write: tells two writes of equal values apart."""
     tags: Tags = ()
+    is_typed: bool = False
+    """It was written as a type; who reads it without one sees the parts alone."""
 
 
 class Sealed:
@@ -100,7 +105,7 @@ class Codec:
         Raises UnencodableValue when the value cannot be written, is too large, or would come back as something else.
         """
         payload = self._encode(key, envelope.value, serializer, type)
-        flags = _SERIALIZER_IDS[serializer]
+        flags = _SERIALIZER_IDS[serializer] | (0 if _is_self_evident(type) else _TYPED)
         if len(payload) >= self._compress_min:
             packed = zstd.compress(payload, level=1)
             if len(packed) < len(payload):
@@ -148,7 +153,7 @@ class Codec:
         except (msgspec.MsgspecError, zstd.ZstdError, UnicodeDecodeError, RecursionError) as error:
             # The message may quote the value, and reasons are logged.
             return Rejected(f"not readable: {error.__class__.__name__ if flags & ENCRYPTED else error}")
-        return Envelope(value, created, fresh, stale, load_us, number, tags)
+        return Envelope(value, created, fresh, stale, load_us, number, tags, bool(flags & _TYPED))
 
     def _payload(self, payload: bytes, flags: int) -> bytes:
         """The payload as it was before compression; raises DecodeError if it is larger than allowed."""
@@ -216,7 +221,8 @@ class Codec:
             again = self._decoder(_SERIALIZER_IDS[serializer], type).decode(payload)
         except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise UnencodableValue(f"{key!r} has a value of {value.__class__.__name__}: {error}.") from error
-        if again == value or _is_same(again, value):
+        is_subclass = type is Any and again.__class__ is not value.__class__
+        if not is_subclass and (again == value or _is_same(again, value)):
             return payload
         raise UnencodableValue(
             f"{key!r} has a value of {value.__class__.__name__} that would come back as {again.__class__.__name__}"
@@ -263,6 +269,13 @@ def _new_decoder(number: int, type: Any) -> Any:
             f"Values of type {type!r} cannot be read back: {error}.",
             fix="Use types that msgspec supports: Structs, dataclasses, TypedDicts, containers and standard scalars.",
         ) from error
+
+
+def _is_self_evident(type: Any) -> bool:
+    try:
+        return type in _SELF_EVIDENT
+    except TypeError:  # an unhashable annotation
+        return False
 
 
 def _is_same(one: Any, other: Any) -> bool:

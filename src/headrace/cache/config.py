@@ -4,7 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
+from headrace.cache.topology import parse_addresses
 from headrace.errors import ConfigError
 
 SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
@@ -17,6 +19,19 @@ VALUE_BYTES_LIMIT = 512 * 1024 * 1024
 def _require(rule: bool, message: str) -> None:  # noqa: FBT001 - reads as a sentence at each call
     if not rule:
         raise ConfigError(message)
+
+
+def _is_place(url: str) -> bool:
+    """Whether a URL says where to connect to, in the form of its scheme."""
+    try:
+        parts = urlsplit(url)
+        if "+" not in parts.scheme:
+            return parts.port is None or parts.port > 0
+        parse_addresses(parts.netloc.rsplit("@", 1)[-1])
+    except ValueError:
+        return False
+    name, _, database = parts.path.strip("/").partition("/")
+    return not parts.scheme.endswith("+sentinel") or (name != "" and (database == "" or database.isdigit()))
 
 
 def _check_keys(name: str, keys: Any) -> None:
@@ -125,6 +140,11 @@ class RemoteConfig:
             f"RemoteConfig.url starts with {scheme[:20]!r}; it must start with one of {', '.join(SCHEMES)}."
             if "://" in self.url
             else f"RemoteConfig.url has no '://'; it must start with one of {', '.join(SCHEMES)}.",
+        )
+        _require(
+            _is_place(self.url),
+            # Not shown: what stands where a port is looked for may be a password with a slash in it.
+            "RemoteConfig.url does not name hosts, ports (and for Sentinel the primary and a database) as it should.",
         )
         for name in ("timeout", "connect_timeout", "reconnect_wait_max", "lease", "lease_wait_max", "degraded_ttl"):
             value = getattr(self, name)

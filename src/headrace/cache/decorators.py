@@ -199,7 +199,8 @@ def _separators(template: str, pieces: list[tuple[str, str | None]]) -> frozense
     """The characters that stand between the parts of a template and must not be in one; none for a single part."""
     fields = [number for number, (_, field) in enumerate(pieces) if field is not None]
     between = [pieces[number][0] for number in fields[1:]]
-    if not all(any(not character.isalnum() for character in text) for text in between):
+    # Not a "%" alone: it stands in the parts, where others are escaped by it.
+    if not all(any(not character.isalnum() and character != "%" for character in text) for text in between):
         raise ConfigError(
             f"The key template {template!r} has parts that nothing separates.", fix='Put a ":" between them.'
         )
@@ -208,7 +209,9 @@ def _separators(template: str, pieces: list[tuple[str, str | None]]) -> frozense
 
 def _escaping(spell_part: Callable[[Any], str], separators: frozenset[str]) -> Callable[[Any], str]:
     """The speller, with every separator percent-encoded inside the part. (Its own "%" are encoded already.)"""
-    table = str.maketrans({character: f"%{ord(character):02X}" for character in separators - {"%"}})
+    table = str.maketrans(
+        {character: "".join(f"%{byte:02X}" for byte in character.encode()) for character in separators - {"%"}}
+    )
 
     def spell_escaped(part: Any) -> str:
         text = spell_part(part)

@@ -54,7 +54,7 @@ class Filler:
         observer: Observer,
         counts: Counts,
         rng: random.Random,
-        request: Callable[[str], Request],
+        request: Callable[..., Request],
         behind: WriteBehind | None,
     ) -> None:
         self._near = near
@@ -98,14 +98,14 @@ class Filler:
                     found = await shared.checked(key, found)
         else:
             found = await self._at_home(shared.read(key, type))
-        return self._answer(key, found, entry, epoch, default)
+        return self._answer(key, type, found, entry, epoch, default)
 
-    def _answer(self, key: str, found: Found, entry: Entry | None, epoch: Epoch, default: Any) -> Any:
+    def _answer(self, key: str, type: Any, found: Found, entry: Entry | None, epoch: Epoch, default: Any) -> Any:
         """What `find` returns for what the shared tier said."""
         if isinstance(found, Envelope):
             if self._near.memory is None and self._is_fresh(found):
                 return found.value
-            promoted = self._from_shared(self._request(key), found, epoch)
+            promoted = self._from_shared(self._request(key, type=type), found, epoch)
             return promoted.value if self._clock.monotonic() < promoted.fresh_until else default
         if found is AWAY and entry is not None and self._may_stand_in(entry):
             self._counts.add("stale_served")
@@ -134,7 +134,7 @@ class Filler:
             if (each := found.get(key)) is None:
                 continue
             stale = self._near.lookup(key) if each is AWAY else None
-            value = self._answer(key, each, stale, epoch, _ABSENT)
+            value = self._answer(key, type, each, stale, epoch, _ABSENT)
             if value is not _ABSENT:
                 values[key] = value
         return values
@@ -374,7 +374,13 @@ class Filler:
             await self.forget(gone)
         kept = [(*item, life_s) for item, life_s in zip(items, lives, strict=True) if life_s > 0]
         epochs = self._near.begin_writes([request.key for request, _, _ in kept])
-        taken = [True] * len(kept) if self._shared is None else await self._at_home(self._put_shared(kept))
+        try:
+            taken = [True] * len(kept) if self._shared is None else await self._at_home(self._put_shared(kept))
+        except BaseException:
+            # Given up, or refused for one of the values: what was sent or queued by then arrives all the same, and the
+            # echo of one's own write does not drop a copy from before it.
+            self._near.forget([request.key for request, _, _ in kept])
+            raise
         writes = [
             Write(request.key, self._fresh_entry(request, value, 0.0, life_s), epoch, request.policy)
             for (request, value, life_s), epoch in zip(kept, epochs, strict=True)
@@ -516,8 +522,10 @@ class Filler:
             entry.age(self._clock.monotonic() + self._shared.unheard_s)
 
     def _from_shared(self, request: Request, envelope: Envelope, epoch: Epoch) -> Entry:
-        """The envelope as an entry, installed in memory."""
+        """The envelope as an entry, installed in memory unless the reader sees less than its writer meant."""
         entry = self._entry_from(request, envelope)
+        if envelope.is_typed and request.type is Any:
+            return entry
         if not self._near.install(request.key, entry, epoch, request.policy):
             self._counts.add("installs_refused")
         return entry

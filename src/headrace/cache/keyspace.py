@@ -9,12 +9,18 @@ Tokens are random instead of counted, so that a token that the server evicted or
 value.
 """
 
+import re
 from collections.abc import Callable
 
 from headrace.cache.policy import glob_pattern
 from headrace.errors import InvalidKey
 
 KEY_BYTES_MAX = 1024
+_WILDCARD = r"(?:\?|\[!?\]?[^\]]*\])"
+_GLOB_PARTS = re.compile(
+    rf"(?P<same>\[(?:[A-Za-z0-9](?:-[A-Za-z0-9])?)+\])|(?P<wider>{_WILDCARD}+)|(?P<literal>[\[\\])"
+)
+"""A set that Redis reads as we do; wildcards that it may not; what is none here but is one there."""
 
 
 def check_key(key: object) -> str:
@@ -27,6 +33,22 @@ def check_key(key: object) -> str:
     if key[0] == "}" or not key.isprintable():
         raise InvalidKey(f"The key {key[:64]!r} begins with a closing brace or holds unprintable characters.")
     return key
+
+
+def _in_redis(part: re.Match[str]) -> str:
+    """What matches in Redis whatever the part of a glob matches here, and perhaps more.
+
+    There a wildcard stands for one byte, not for one character, and sets have other rules for `]`, `-` and `^`. One
+    star ends a run of wildcards: more of them would cost the server a search.
+    """
+    text = part.group()
+    match part.lastgroup:
+        case "wider":
+            return "?" * len(re.findall(_WILDCARD, text)) + "*"
+        case "literal":
+            return f"\\{text}"
+        case _:
+            return text
 
 
 class Keyspace:
@@ -55,7 +77,11 @@ class Keyspace:
 
     def entry(self, key: str) -> bytes | None:
         """The name of an entry; None before the generation is known."""
-        return b"%b%b}" % (self._entry, key.encode()) if self._entry else None
+        try:
+            return b"%b%b}" % (self._entry, key.encode()) if self._entry else None
+        except UnicodeEncodeError:
+            check_key(key)  # says it in our words; reads leave the check of every key to the writers
+            raise
 
     def name(self, key: str) -> bytes:
         """The name of an entry, once the generation is known."""
@@ -71,7 +97,7 @@ class Keyspace:
 
     def entries(self, glob: str) -> bytes:
         """A glob in Redis's own dialect of the entries and leases whose keys match, and perhaps some more."""
-        dialect = glob.replace("\\", "\\\\").replace("[!", "[^").encode()
+        dialect = _GLOB_PARTS.sub(_in_redis, glob).encode()
         return b"%b[:@]*%b:{%b}" % (self.namespace.encode(), self.generation or b"", dialect)
 
     def matcher(self, glob: str) -> "Callable[[bytes], bool | None]":

@@ -5,6 +5,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from headrace.errors import ConfigError
 
@@ -67,9 +68,13 @@ class CachePolicy:
     def __post_init__(self) -> None:
         if self.serializer not in SERIALIZERS:
             raise ConfigError(f"CachePolicy.serializer is {self.serializer!r}; it is one of {', '.join(SERIALIZERS)}.")
+        strategy: Any = self.strategy  # a plain string would be taken for none of them, in silence
+        if not isinstance(strategy, Strategy):
+            names = ", ".join(f"Strategy.{one.name}" for one in Strategy)
+            raise ConfigError(f"CachePolicy.strategy is {strategy!r}; it is one of {names}.")
         for name in ("ttl", "memory_ttl", "negative_ttl", "stale_max", "retry_after", "early_refresh"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
+            if not (value is None and name.endswith("ttl")) and (value is None or not value >= 0):
                 raise ConfigError(f"CachePolicy.{name} is {value}; it must be 0 or more.")
         for name in ("load_timeout", "load_timeout_soft"):
             value = getattr(self, name)

@@ -29,6 +29,8 @@ SCAN_COUNT = 1000
 REDIRECTS_MAX = 5
 REFRESH_WAIT_S = 0.1
 TOPOLOGY_CHECK_S = 2.0
+IMPORTING_S = 60.0
+"""How long a node counts as one that serves keys after ASK has led to it."""
 POINTED_AT: Address = ("", 0)
 """Stands for the one node that the URL points at."""
 Part = bytes | str | int
@@ -84,6 +86,8 @@ class Remote:
         self._nodes: dict[Address, Pipeline] = {}
         self._only: Pipeline | None = None
         self._slots = SlotMap()
+        self._importing: dict[Address, float] = {}
+        """The nodes that ASK led to, and when: they may serve keys long before they serve a slot."""
         self._refresh: asyncio.Task[None] | None = None
         self._opening: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
@@ -259,6 +263,8 @@ class Remote:
             if kind == "MOVED":
                 self._slots.move(slot, address)
                 self._refresh_soon()
+            else:
+                self._importing[address] = self._loop.time()
             return kind == "ASK", address
         if refusal.message.startswith("TRYAGAIN"):
             await asyncio.sleep(REFRESH_WAIT_S / 4)
@@ -305,11 +311,13 @@ class Remote:
                 return
 
     async def _open_known(self) -> None:
-        """Connect to every primary and drop the nodes that serve no slot."""
-        known = self._slots.addresses()
+        """Connect to every primary and drop the nodes that serve no key."""
+        known = self.addresses()
         for address in [address for address in self._nodes if address not in known]:
             await self._nodes.pop(address).close()
-        await asyncio.gather(*(self._node(address).open() for address in known))
+        # Nodes beyond the bound are as if away: calls to them fail, one by one.
+        nearest = sorted(known, key=lambda address: address not in self._nodes)[: self._config.connections_max]
+        await asyncio.gather(*[self._node(address).open() for address in nearest])
 
     # -- connections --------------------------------------------------------------------------------------------------
 
@@ -319,7 +327,11 @@ class Remote:
 
     def addresses(self) -> set[Address]:
         """The primaries that serve keys now."""
-        return {POINTED_AT} if not self._is_cluster else self._slots.addresses()
+        if not self._is_cluster:
+            return {POINTED_AT}
+        since = self._loop.time() - IMPORTING_S
+        self._importing = {address: asked for address, asked in self._importing.items() if asked > since}
+        return self._slots.addresses() | self._importing.keys()
 
     @property
     def follows_sentinel(self) -> bool:
@@ -387,7 +399,10 @@ class Remote:
             client_name="headrace",
             driver_info=None,  # it would read package metadata from disk, on the loop
         )
-        connection: AbstractConnection = kind(**options)
+        try:
+            connection: AbstractConnection = kind(**options)
+        except TypeError as error:
+            raise ConfigError(f"RemoteConfig.url has an option that redis-py does not know: {error}.") from error
         return connection
 
     async def _sentinel_primary(self, options: dict[str, Any]) -> Address:
@@ -447,10 +462,7 @@ class _NodeWatcher:
 def _seeds(config: RemoteConfig) -> list[Address]:
     hosts = urlsplit(config.url).netloc.rsplit("@", 1)[-1]
     port = 26379 if "+sentinel" in config.url else 6379
-    try:
-        return parse_addresses(hosts, port=port)
-    except ValueError as error:
-        raise ConfigError(f"RemoteConfig.url names no nodes: {error}.") from error
+    return parse_addresses(hosts, port=port)
 
 
 def _plain_url(url: str) -> str:

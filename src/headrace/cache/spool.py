@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from headrace.cache.config import VALUE_BYTES_LIMIT
 from headrace.errors import DirectoryUnusable
 
 SUFFIX = ".spool"
@@ -33,7 +34,8 @@ DAMAGED = ".damaged"
 WRITE = "write"
 """The kind of a record that holds an entry; the others are the kinds of invalidations."""
 _PREFIX = struct.Struct("<II")
-_RECORD_BYTES_MAX = 64 * 1024 * 1024
+_RECORD_BYTES_MAX = VALUE_BYTES_LIMIT + 1024 * 1024
+"""More than the largest entry takes with its key, tags and seal; what says that it is longer is damaged."""
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True):

@@ -58,7 +58,7 @@ def parse_addresses(text: str, *, port: int = 6379) -> list[Address]:
         host, colon, number = part.strip().rpartition(":")
         if not colon or number.endswith("]"):
             host, number = part.strip(), str(port)
-        if not host or not number.isdigit():
+        if not host or not number.isdigit() or not 0 < int(number) < 65536:
             raise ValueError(f"{part!r} is not host:port")
         addresses.append((host.strip("[]"), int(number)))
     return addresses

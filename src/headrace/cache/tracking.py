@@ -165,6 +165,9 @@ class Tracking:
         """A channel for each primary, and for no other node."""
         await self._remote.check_topology()
         wanted = self._remote.addresses()
+        if self._whole and wanted != self._channels.keys():
+            # What was read from a new primary before its channel stands may have changed there unheard.
+            self._lose("other primaries serve the keys now")
         for address in [address for address in self._channels if address not in wanted]:
             channel = self._channels.pop(address)
             self._covered.discard(channel)

@@ -119,9 +119,12 @@ class Updater:
                         return value
                     # The tags of a value that no longer counts go with it.
                     tags = () if old is UNSET and not request.tags else basis.tags
-                    if await self._swap(shared, request, basis, value, fresh_s, tags):
+                    try:
+                        if await self._swap(shared, request, basis, value, fresh_s, tags):
+                            return value
+                    finally:
+                        # Written by us, by whoever was faster, or, if it was given up, perhaps.
                         self._near.forget([key])
-                        return value
                 await asyncio.sleep(PAUSE_MAX_S * self._rng())
         if basis is None:
             raise CacheUnavailable(f"{key!r} cannot be updated: an invalidation of it could not be delivered.")

@@ -79,18 +79,28 @@ class WriteBehind:
     async def open(self) -> None:
         """Adopt what dead processes left, and begin to deliver."""
         if self._spool is not None:
-            for record in await asyncio.to_thread(self._spool.open):
-                self._adopt(record)
-            for path in self._spool.damaged:
-                self._observer.on(
-                    WriteDropped(key="*", reason=f"the spool was damaged; what could not be read is kept in {path}")
-                )
-            self._shared.owed.changes()  # from here on they are remembered
-            self._shared.on_delivered = self._wake.set
-            if self._debts and self._shared.is_available:
-                await self._shared.deliver_owed()
+            opening = asyncio.get_running_loop().run_in_executor(None, self._spool.open)
+            try:
+                await self._inherit(self._spool, await asyncio.shield(opening))
+            except BaseException:
+                # Its lock would keep what is on disk from whoever opens next.
+                await asyncio.wait([opening])
+                await asyncio.to_thread(self._spool.close, done=False)
+                raise
         self._courier = asyncio.get_running_loop().create_task(self._deliver_for_ever())
         self._wake.set()
+
+    async def _inherit(self, spool: Spool, records: Sequence[Record]) -> None:
+        for record in records:
+            self._adopt(record)
+        for path in spool.damaged:
+            self._observer.on(
+                WriteDropped(key="*", reason=f"the spool was damaged; what could not be read is kept in {path}")
+            )
+        self._shared.owed.changes()  # from here on they are remembered
+        self._shared.on_delivered = self._wake.set
+        if self._debts and self._shared.is_available:
+            await self._shared.deliver_owed()
 
     def _adopt(self, record: Record) -> None:
         if record.kind == WRITE:
@@ -194,8 +204,13 @@ class WriteBehind:
         async with self._disk:
             changed = {debt: is_owed for debt, is_owed in owed.changes().items() if is_owed != (debt in self._debts)}
             records = [_debt_record(debt, is_owed=is_owed) for debt, is_owed in changed.items()]
-            if records and not await self._on_disk(self._spool.append, records):
-                owed.note(changed)
+            is_kept = False
+            try:
+                is_kept = not records or await self._on_disk(self._spool.append, records)
+            finally:
+                if not is_kept:  # also when it was given up: whoever closes the spool asks again
+                    owed.note(changed)
+            if not is_kept:
                 return
             for debt, is_owed in changed.items():
                 (self._debts.add if is_owed else self._debts.discard)(debt)
@@ -220,7 +235,9 @@ class WriteBehind:
     async def _deliver_batch(self) -> bool:
         keys = list(self._queue)[:BATCH]
         self._sending = {key: self._queue.pop(key) for key in keys}
-        batch = await self._still_wanted(list(self._sending.values()))
+        found = await self._still_wanted(list(self._sending.values()))
+        # Some may have been taken back while others were looked up.
+        batch = [owed for owed in found if self._sending.get(owed.sealed.key) is owed]
         taken = await self._shared.deliver([owed.sealed for owed in batch])
         failed = {owed.sealed.key: owed for owed, ok in zip(batch, taken, strict=True) if not ok}
         # What was not taken goes back to the front, unless it was taken back or written again meanwhile.

@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
+from headrace.cache.codec import FOREVER_MS, Codec, Envelope
+from headrace.cache.spool import Record, Spool
 from headrace.errors import CacheUnavailable
 from headrace.events import TierRecovered, TierUnavailable, WriteDropped
 from tests.redis_servers import CLOCK, until
@@ -176,6 +179,52 @@ async def test_an_acknowledged_write_survives_kill_9(open_cache, server, tmp_pat
     if at == "deleted":
         assert 700 not in found.values()
     await heir.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def leave_behind(directory: Path, keys: list[str], *, owed: Sequence[str] = ()) -> None:
+    """What a process that was killed had queued, and the deletes that it owed."""
+    created_ms = int(CLOCK.wall() * 1000)
+    left = Envelope("left", created_ms=created_ms, fresh_ms=FOREVER_MS, stale_ms=0)
+    spool = Spool(directory, sync=False)
+    spool.open()
+    spool.append(Record(key, Codec().seal(key, left), None, b"") for key in keys)
+    spool.append(Record(key, b"", None, b"", "key") for key in owed)
+    spool.close(done=False)
+
+
+async def test_a_delete_while_what_a_dead_process_left_is_looked_up_wins(open_cache, tmp_path: Path):
+    """A queued write that is taken back while others of its batch are compared with Redis is not delivered."""
+    await asyncio.to_thread(leave_behind, tmp_path, [f"b:{number}" for number in range(50)])
+    other = await open_cache(memory=None)
+    cache = await open_cache(policies=BEHIND, remote={**PATIENT, "spool_directory": str(tmp_path)})
+    while "b:49" not in cache._behind._sending:
+        await asyncio.sleep(0)
+    assert await other.get("b:49") is None
+    await cache.delete("b:49")
+    await delivered(cache)
+    assert await other.get_many(["b:0", "b:49"]) == {"b:0": "left"}
+
+
+async def test_an_opening_that_was_given_up_keeps_nothing_from_the_next(open_cache, server, tmp_path: Path):
+    """What dead processes left is let go of when `open` is cancelled, and delivered by whoever opens after that."""
+    await asyncio.to_thread(leave_behind, tmp_path, [], owed=["k"])
+    other = await open_cache(memory=None)
+    await other.set("k", "old")
+    remote = {**PATIENT, "url": server.url, "spool_directory": str(tmp_path)}
+    first = Cache(remote=RemoteConfig(**remote))
+    opening = asyncio.get_running_loop().create_task(first.open())
+    while first._shared is None or not first._shared.owed.is_owed:
+        await asyncio.sleep(0)
+    server.signal(signal.SIGSTOP)
+    opening.cancel()
+    await asyncio.wait([opening])
+    server.signal(signal.SIGCONT)
+    assert opening.cancelled()
+    await other.set("k", "old")
+    heir = await open_cache(remote=remote)
+    await heir.close()
+    assert await other.get("k") is None
     assert list(tmp_path.iterdir()) == []
 
 

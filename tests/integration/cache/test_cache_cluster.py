@@ -117,3 +117,17 @@ async def test_the_cluster_may_come_later(start_cluster):
                 break
             await asyncio.sleep(0.05)
         assert await cache.get("k") == 2
+
+
+async def test_a_cluster_of_more_nodes_than_connections_is_used_in_part(start_cluster):
+    """Nodes beyond the bound are as if away: their keys are loaded, the others shared, and upkeep goes on."""
+    cluster = await asyncio.to_thread(start_cluster)
+    async with Cache(remote=config(cluster, connections_max=2)) as cache:
+        keys = [f"k{number}" for number in range(30)]
+        assert [await cache.get_or_load(key, lambda: 1) for key in keys] == [1] * 30
+        assert cache.statistics().remote_errors > 0
+        async with Cache(remote=config(cluster), memory=None) as other:
+            assert 5 < len(await other.get_many(keys)) < 30
+        keeper = cache._shared._tracking._keeper
+        await cache._shared._remote._refresh_slots()
+        assert not keeper.done()

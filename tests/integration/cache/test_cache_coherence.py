@@ -7,9 +7,10 @@ from functools import partial
 
 import pytest
 
-from headrace.cache import Cache, CachePolicy, RemoteConfig
+from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
+from headrace.errors import UnencodableValue
 from headrace.events import TierRecovered, TierUnavailable
-from tests.redis_servers import CLOCK, RedisServer, Witness, until, wait_until
+from tests.redis_servers import CLOCK, RedisCluster, RedisServer, Witness, until, wait_until
 
 QUICK = {"timeout": 0.2, "connect_timeout": 0.5, "reconnect_wait_max": 0.1}
 
@@ -413,6 +414,90 @@ async def test_a_value_whose_own_code_fails_gives_the_lease_back(open_cache):
         __hash__ = None
 
     with pytest.raises(ZeroDivisionError):
-        await cache.get_or_load("k", lambda: Odd([1]))
+        await cache.get_or_load("k", lambda: Odd([1]), type=list)
     async with asyncio.timeout(5):
         assert await other.get_or_load("k", lambda: 1) == 1
+
+
+@pytest.mark.parametrize("is_tracked", [True, False])
+@pytest.mark.parametrize("write", ["set", "update"])
+async def test_a_write_that_was_given_up_leaves_no_older_copy(open_cache, write, is_tracked):
+    """Whoever cancels a write does not know whether Redis has it: the copy from before must not go on answering."""
+    cache, other = await open_cache(remote={"tracking": is_tracked}), await open_cache(memory=None)
+    arrived = 0
+    for turns in range(12):
+        await cache.set("k", "old")
+        work = cache.set("k", "new") if write == "set" else cache.update("k", lambda _: "new")
+        writing = start(work)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.wait([writing])
+        if is_tracked:
+            await settled(cache)
+        now = await other.get("k")
+        assert await cache.get("k") == now
+        arrived += writing.cancelled() and now == "new"
+    assert arrived
+
+
+async def test_writes_of_which_one_cannot_be_stored_leave_no_older_copies(open_cache):
+    """What was queued before another value was refused is delivered, and this process reads it too."""
+    cache = await open_cache(policies=[CachePolicy(match="late:*", strategy=Strategy.WRITE_BEHIND)])
+    other = await open_cache(memory=None)
+    await cache.set("late:1", "old")
+    with pytest.raises(UnencodableValue):
+        await cache.set_many({"late:1": "new", "late:2": object()})
+    await cache.flush()
+    assert await other.get("late:1") == await cache.get("late:1") == "new"
+
+
+async def start_with_newcomer(start_cluster) -> tuple[RedisCluster, RedisServer]:
+    """A cluster with a primary that serves no slot yet."""
+    cluster = await asyncio.to_thread(start_cluster)
+    newcomer = cluster.primaries[2]
+    for server in cluster.primaries:
+        server.call("CLUSTER", "DELSLOTSRANGE", 10922, 16383)
+    cluster.primaries[0].call("CLUSTER", "ADDSLOTSRANGE", 10922, 16383)
+    heir = cluster.primaries[0].port
+    for server in cluster.primaries:
+        await asyncio.to_thread(
+            wait_until,
+            lambda s=server: any(last == 16383 and at[1] == heir for _, last, at, *_ in s.call("CLUSTER", "SLOTS")),
+            "all know the heir",
+        )
+    return cluster, newcomer
+
+
+async def test_copies_follow_a_slot_to_a_primary_that_had_none(start_cluster):
+    """What was read from a new primary, and changed there before its channel stood, is checked before it answers."""
+    cluster, newcomer = await start_with_newcomer(start_cluster)
+    config = RemoteConfig(url=cluster.url, **QUICK)
+    async with Cache(remote=config) as a, Cache(remote=config, memory=None) as b:
+        await b.set("k", "old")
+        assert len(a._shared._tracking._channels) == 2
+        await asyncio.to_thread(cluster.move, _slot(a, "k"), newcomer)
+        assert await a.get("k") == "old"
+        await b.set("k", "new")
+        await until(lambda: len(a._shared._tracking._channels) == 3, "the new primary is heard")
+        await settled(a)
+        assert await a.get("k") == "new"
+
+
+async def test_copies_follow_keys_whose_slot_is_still_on_its_way(start_cluster):
+    """A primary that takes over its first slot serves keys before the slot is its own; changes there are heard."""
+    cluster, newcomer = await start_with_newcomer(start_cluster)
+    config = RemoteConfig(url=cluster.url, **QUICK)
+    async with Cache(remote=config) as a, Cache(remote=config, memory=None) as b:
+        await b.set("k", "old")
+        slot = _slot(a, "k")
+        source = cluster.owner(slot)
+        newcomer.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+        source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", newcomer.id)
+        names = source.call("CLUSTER", "GETKEYSINSLOT", slot, 100)
+        source.call("MIGRATE", "127.0.0.1", newcomer.port, "", 0, 5000, "KEYS", *names)
+        assert await a.get("k") == "old"
+        await b.set("k", "new")
+        await until(lambda: len(a._shared._tracking._channels) == 3, "the new primary is heard")
+        await settled(a)
+        assert await a.get("k") == "new"

@@ -1,7 +1,9 @@
 """The cache over one real Redis: what two processes see of each other, and what comes back from foreign bytes."""
 
 import asyncio
+import collections
 import datetime
+import signal
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import msgspec
 import pytest
 
 from headrace.cache import Cache, CachePolicy, MemoryConfig, RemoteConfig, Strategy
-from headrace.errors import UnencodableValue
+from headrace.errors import ConfigError, InvalidKey, UnencodableValue
 from headrace.events import EntryRejected
 from tests.redis_servers import NEWEST, WHEEL, RedisServer, until
 
@@ -97,6 +99,49 @@ async def test_delete_and_patterns_reach_the_shared_tier(open_cache):
     assert await b.get_many(["agent:0", "agent:2", "agent:1", "reagent:1"]) == {"agent:1": 1, "reagent:1": 1}
     assert await a.invalidate_pattern("x[[]1]") == 1
     assert await a.invalidate_pattern("agent:*") == 611
+
+
+async def test_a_key_that_is_no_text_is_refused_by_reads_too(open_cache):
+    """Half a surrogate pair has no bytes; that is said as of any key that cannot be one."""
+    cache = await open_cache()
+    with pytest.raises(InvalidKey):
+        await cache.get("\ud800")
+
+
+async def test_a_tag_that_is_no_text_does_not_end_the_upkeep(open_cache):
+    """What cannot be sent is refused and not owed: another process's clear is still noticed afterwards."""
+    a, b = await open_cache(remote={"tracking": False}), await open_cache(memory=None)
+    with pytest.raises(InvalidKey):
+        await a.invalidate_tag("\ud800")
+    await a.set("k", 1)
+    await b.clear()
+    await until(lambda: "k" not in a.memory, "the clear is noticed")
+
+
+async def test_an_unknown_option_in_the_url_is_named(server):
+    """A query that redis-py does not know is the configuration's fault, and said so when the cache is opened."""
+    cache = Cache(
+        remote=RemoteConfig(url=f"{server.url}&colour=red" if "?" in server.url else f"{server.url}?colour=red")
+    )
+    with pytest.raises(ConfigError, match="colour"):
+        await cache.open()
+
+
+@pytest.mark.parametrize(
+    ("glob", "key"),
+    [
+        *(("u:?", "u:é"), ("u:[é]", "u:é"), ("u:[!a]", "u:é"), ("u:[!]a]", "u:z"), ("?[!x]?", "é日x")),
+        *(("u[a*", "u[ab"), ("u:[a", "u:[a"), ("u:[!", "u:[!"), ("u:[]", "u:[]"), ("u:[[]x", "u:[x")),
+        *(("u:[]a]", "u:]"), ("u:[a-]", "u:-"), ("u:[^a]", "u:a"), ("u:[a-]x", "u:ax"), ("u:[!a-]x", "u:bx")),
+        *(("u:[a-c]", "u:b"), ("u:\\*", "u:\\x"), ("u:[\\]", "u:\\"), ("{?}*", "{a}b"), ("u:[0-9a-f]?", "u:fé")),
+    ],
+)
+async def test_a_pattern_reaches_in_redis_what_it_matches(open_cache, glob, key):
+    """Redis has a glob dialect of its own, for bytes; what a pattern takes back there is what it says here."""
+    a, b = await open_cache(), await open_cache(memory=None)
+    await a.set_many({key: 1, "another": 2})
+    assert await a.invalidate_pattern(glob) == 1
+    assert await b.get_many([key, "another"]) == {"another": 2}
 
 
 async def test_tags_invalidate_everywhere(open_cache):
@@ -403,3 +448,27 @@ async def test_lives_without_measure_are_for_ever(open_cache, ttl, stale_max):
     await cache.update("update", lambda old: 1, ttl=ttl)
     assert await other.get_many(["set", "load", "update"]) == {"set": 1, "load": 1, "update": 1}
     assert await other.update("update", lambda old: old + 1) == 2
+
+
+class Mill(msgspec.Struct):
+    """A value that bytes alone do not tell from a dict."""
+
+    wheels: int
+
+
+async def test_who_reads_without_the_type_spoils_it_for_nobody(open_cache):
+    """An untyped read sees the parts; the next typed one in the same process sees the type all the same."""
+    writer, reader = await open_cache(), await open_cache()
+    await writer.set("mill", Mill(3), type=Mill)
+    assert await reader.get("mill") == {"wheels": 3}
+    assert await reader.get("mill", type=Mill) == Mill(3)
+    assert await reader.get_or_load("mill", lambda: None, type=Mill) == Mill(3)
+    assert await reader.get_many(["mill"]) == {"mill": Mill(3)}
+
+
+async def test_a_subclass_that_would_come_back_as_its_base_is_refused(open_cache):
+    """An IntEnum and an OrderedDict equal what they would turn into, and are not that."""
+    cache = await open_cache()
+    for value in (signal.SIGTERM, collections.OrderedDict(a=1)):
+        with pytest.raises(UnencodableValue, match="come back as"):
+            await cache.set("k", value)

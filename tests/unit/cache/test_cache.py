@@ -93,6 +93,15 @@ async def test_a_key_that_cannot_name_an_entry_is_refused(cache, key, source):
         await cache.set(key, 1)
 
 
+@pytest.mark.parametrize("tag", ["", "\ud800", 7, None])
+async def test_a_tag_that_cannot_be_one_is_refused(cache, tag):
+    """Tags are held to the rules of keys when they are given and when they are invalidated."""
+    with pytest.raises(InvalidKey):
+        await cache.set("k", 1, tags=[tag])
+    with pytest.raises(InvalidKey):
+        await cache.invalidate_tag("good", tag)
+
+
 async def test_many_at_once(cache):
     """get_many answers in the order of the keys and leaves out what is not there."""
     await cache.set_many({"b": 2, "a": 1, "n": None})

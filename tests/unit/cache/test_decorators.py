@@ -71,6 +71,11 @@ def test_two_calls_never_share_a_key_by_accident(one, other):
     assert key("x:{a}:{b}", anything, *one) != key("x:{a}:{b}", anything, *other)
 
 
+def test_separators_of_several_bytes_are_told_apart():
+    """However wide its code, an escaped separator cannot be read as another one and what follows it."""
+    assert key("!{a}→{b}!{a}", anything, "!92", "x") != key("!{a}→{b}!{a}", anything, "→", "x")
+
+
 @pytest.mark.parametrize(
     ("part", "why"),
     [([1], "not hashable"), ({}, "not hashable"), (object(), "no stable spelling"), ((1, 2), "no stable")],
@@ -107,6 +112,7 @@ def test_an_int_is_a_float_where_one_is_asked_for():
         ("user:{user_id", "cannot be read"),
         ("{user_id}{team}", "nothing separates"),
         ("{user_id}x{team}", "nothing separates"),
+        ("{user_id}%{team}", "nothing separates"),
         ("", "empty"),
     ],
 )

@@ -141,3 +141,17 @@ def test_an_unusable_spool_directory_is_an_error_with_a_fix(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DirectoryUnusable, match="spool"):
         Spool(tmp_path / "file", sync=False).open()
+
+
+def test_the_largest_value_that_can_be_written_can_be_read_again(tmp_path: Path):
+    """No record is too large for its reader, which would lose it and all that follow it."""
+    spool = Spool(tmp_path, sync=False)
+    spool.open()
+    large = record("large", bytes(70 * 1024 * 1024))
+    spool.append([large, record("small")])
+    spool.close(done=False)
+    heir = Spool(tmp_path, sync=False)
+    found = heir.open()
+    heir.close(done=True)
+    assert [one.key for one in found] == ["large", "small"]
+    assert heir.damaged == []

@@ -86,8 +86,12 @@ class HeadraceCache(BaseCache):
         def load() -> bytes:
             return self._packed(default() if callable(default) else default)
 
-        name = self._name(key, version)
-        return self._opened(self._cache.get_or_load(name, load, ttl=self._ttl(timeout), type=bytes), default)
+        name, ttl = self._name(key, version), self._ttl(timeout)
+        value = self._opened(self._cache.get_or_load(name, load, ttl=ttl, type=bytes), _MISSING)
+        if value is _MISSING:  # packed by another release
+            self._cache.delete(name)
+            value = self._opened(self._cache.get_or_load(name, load, ttl=ttl, type=bytes), None)
+        return value
 
     @staticmethod
     def _opened(data: Any, default: Any) -> Any:

@@ -124,9 +124,15 @@ class Mutex(CacheMutex):
         self._rng = random.Random()  # noqa: S311 - for pauses, not for secrets
         self._queue = _QUEUES.setdefault((id(cache), name), _Queue())
         self._token = FREE
+        self._waits = threading.local()
 
     def acquire(self, wait: bool = True) -> bool:  # noqa: FBT001, FBT002 - dogpile calls it so
         """Become the holder; False if another is, after `lock_wait_max` seconds or, without `wait`, at once."""
+        is_held = self._acquire(wait=wait)
+        self._waits.is_in_vain = wait and not is_held
+        return is_held
+
+    def _acquire(self, *, wait: bool) -> bool:
         deadline = self._clock.monotonic() + (self._wait_max_s if wait else 0.0)
         if not self._queue.lock.acquire(timeout=self._wait_max_s if wait else 0.0):
             return False
@@ -160,7 +166,11 @@ class Mutex(CacheMutex):
             pause_s = min(pause_s * 1.6, PAUSE_MAX_S)
 
     def release(self) -> None:
-        """Let the next one in. Does nothing for a mutex that is not held: dogpile releases also what it gave up."""
+        """Let the next one in. Does nothing for a mutex that is not held, or that this thread waited for in vain:
+        dogpile releases that too."""
+        if getattr(self._waits, "is_in_vain", False):
+            self._waits.is_in_vain = False
+            return
         if not self._queue.lock.locked():
             return
         token, self._token = self._token, FREE

@@ -234,6 +234,13 @@ def test_options_reach_the_configuration(make_cache, server):
         make_cache("http://cache")
 
 
+def test_get_or_set_replaces_what_cannot_be_read(cache):
+    """An entry that another release packed is a miss: the default is computed, stored and returned."""
+    cache._cache.set(cache.make_key("k"), b"\xc1", type=bytes)
+    assert cache.get_or_set("k", lambda: 2) == 2
+    assert cache.get("k") == 2
+
+
 def test_a_dead_server_breaks_no_view(cache, server):
     """Without Redis a request sees misses and its own writes; what needs Redis to be true is False."""
     cache.set("k", "v")

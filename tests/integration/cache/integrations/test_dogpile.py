@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -143,6 +144,24 @@ def test_a_late_release_frees_nobody_elses_mutex(make_backend):
     assert other.locked()
     assert not late.get_mutex("k").acquire(wait=False)
     other.release()
+
+
+def test_who_gave_up_waiting_releases_nobody_elses_mutex(make_backend):
+    """dogpile creates and releases after a wait in vain too; the holder's release still lets the next one in."""
+    mutex = make_backend(lock_timeout=30.0, lock_wait_max=0.05).get_mutex("k")
+    assert mutex.acquire()
+
+    def give_up() -> bool:
+        is_held = mutex.acquire()
+        mutex.release()
+        return is_held
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(give_up).result() is False
+    assert mutex.locked()
+    mutex.release()
+    assert mutex.acquire(wait=False)
+    mutex.release()
 
 
 def test_without_redis_each_process_creates_for_itself(server, make_backend):

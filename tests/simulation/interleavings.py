@@ -85,9 +85,12 @@ class Interleaving:
     def run(self) -> Outcome:
         """The whole of it."""
         run = self
+        dial_for_real = Remote.dial
 
-        async def dial(remote: Remote, address: object, wire: Any) -> Connection:
-            number = next(n for n, cache in enumerate(run._caches) if cache._remote_config is remote._config)
+        async def dial(remote: Remote, address: Any, wire: Any) -> Any:
+            number = next((n for n, cache in enumerate(run._caches) if cache._remote_config is remote._config), None)
+            if number is None:  # a cache of another test, in a thread of its own
+                return await dial_for_real(remote, address, wire)
             connection = Connection(run._redis, f"p{number}", wire)
             run._redis.connections.append(connection)
             wire.connection_made(connection)

@@ -79,7 +79,7 @@ class SharedTier(RemoteWatcher):
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
-        self._clears = 0
+        self._clearing = asyncio.Lock()
         self._tags_on_way: list[frozenset[str]] = []
         self._own = OwnWrites()
         self._tracking: Tracking | None = None
@@ -317,8 +317,13 @@ class SharedTier(RemoteWatcher):
 
     async def deliver(self, entries: Sequence[Sealed]) -> list[bool]:
         """As `write`, for entries that are kept and tried again if they are not taken."""
+        if self._deferred.everything:
+            # Whatever went before a `clear` that is owed or on its way would be cleared by it.
+            async with self._clearing:
+                if self._deferred.everything:
+                    await self._deliver_everything()
         generation = self.keyspace.generation
-        if generation is None:
+        if generation is None or self._deferred.everything:
             return [False] * len(entries)
         # What was written before a `clear` that another process called is not wanted any more. What was written before
         # the server lost its data is, and what was written while the generation was unknown.
@@ -464,11 +469,8 @@ class SharedTier(RemoteWatcher):
     async def forget_all(self) -> None:
         """Begin a new generation; the old entries are unreachable at once and leave with their TTL."""
         self._deferred.add_everything()
-        self._clears += 1
-        try:
+        async with self._clearing:
             await self._deliver_everything()
-        finally:
-            self._clears -= 1
 
     async def settle(self, key: str) -> bool:
         """Deliver what is owed for a key; False while a clear or a pattern still keeps it from being believed.
@@ -565,8 +567,9 @@ class SharedTier(RemoteWatcher):
         """Deliver the invalidations that could not be delivered before."""
         deferred = self._deferred
         # The echo of a `clear` may come before its answer: it is not owed, it is on its way.
-        if deferred.everything and not self._clears:
-            await self._deliver_everything()
+        if deferred.everything and not self._clearing.locked():
+            async with self._clearing:
+                await self._deliver_everything()
         if self.keyspace.generation is None or not deferred.is_owed:
             return
         if deferred.keys:

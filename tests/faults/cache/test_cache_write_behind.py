@@ -296,6 +296,30 @@ async def test_a_write_after_an_owed_clear_is_delivered(open_cache, server):
     assert await other.get_many(["b:0", "b:1"]) == {"b:1": "after"}
 
 
+async def test_a_write_waits_for_the_clear_before_it(open_cache, server, monkeypatch):
+    """While a clear is on its way, what was queued after it is not sent ahead of it to be cleared with it."""
+    cache = await open_cache(policies=BEHIND, remote=PATIENT)
+    deliver, may_clear, is_clearing = cache._shared._deliver_everything, asyncio.Event(), asyncio.Event()
+
+    async def deliver_late() -> None:
+        is_clearing.set()
+        await may_clear.wait()
+        await deliver()
+
+    monkeypatch.setattr(cache._shared, "_deliver_everything", deliver_late)
+    clearing = asyncio.get_running_loop().create_task(cache.clear())
+    await is_clearing.wait()
+    await cache.set("b:1", "after")
+    flushing = asyncio.get_running_loop().create_task(cache.flush())
+    with server.client() as client:
+        for _ in range(20):  # rounds in which a write that does not wait is there
+            await asyncio.to_thread(client.ping)
+        assert not [name for name in client.keys() if b"b:1" in name]
+    may_clear.set()
+    await asyncio.gather(clearing, flushing)
+    assert await (await open_cache(memory=None)).get("b:1") == "after"
+
+
 async def test_a_write_from_before_the_first_connection_is_delivered(open_cache, server):
     """A process that starts while Redis is away does not lose what it queues, although the namespace was cleared
     once."""

@@ -77,7 +77,7 @@ def test_the_package_keeps_its_contracts(copy: Path) -> None:
             id="a second importer of redis",
         ),
         pytest.param(
-            "one importer a driver: psycopg",
+            "few importers of a driver: psycopg",
             "agents/planted.py",
             "from psycopg_pool import AsyncConnectionPool",
             "headrace.agents.planted -> psycopg_pool",

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -72,6 +72,7 @@ class Rooms:
 
     In one process alone the monitor watches by itself. Under `headrace up`, `directory` is where the processes of the
     service meet: they count into one shared file, the controller adds up and publishes, the workers read.
+    `tier_of` names the tier of a tenant that `agents.tenants` does not.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Rooms:
         directory: Path | None = None,
         worker: int = 0,
         supervisor_pid: int | None = None,
+        tier_of: Callable[[str], str | None] | None = None,
     ) -> None:
         self.config = config
         self._clock = clock or SystemClock()
@@ -110,7 +112,9 @@ class Rooms:
             observer=observer,
         )
         self.database = (
-            Database(config.database, clock=self._clock, observer=observer) if config.database.shards else None
+            Database(config.database, cache=self.cache, clock=self._clock, observer=observer)
+            if config.database.shards
+            else None
         )
         self.agents = AgentHost(
             config.agents,
@@ -119,6 +123,7 @@ class Rooms:
             observer=observer,
             clock=self._clock,
             writer=f"{os.uname().nodename}/{worker}",
+            tier_of=tier_of,
         )
         self.monitor.add_source(self._measured)
 

@@ -201,12 +201,27 @@ def _converted(hint: Any, value: Any, path: str, *, is_secret: bool) -> Any:
         if value is False and type(None) in options:
             return None
         return build(table, value, path)
+    if get_origin(hint) is Mapping and (kinds := _tables_in(get_args(hint)[1])):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path} is {_kind_of(value)}; it must be a table of tables ([{path}]).")
+        return {name: build(_fitting(kinds, each), each, _joined(path, name)) for name, each in value.items()}
     item = next(iter(get_args(hint)), None)
     if get_origin(hint) is tuple and isinstance(item, type) and dataclasses.is_dataclass(item):
         if not isinstance(value, list):
             raise ConfigError(f"{path} is {_kind_of(value)}; it must be a list of tables ([[{path}]]).")
         return tuple(build(item, each, f"{path}[{index}]") for index, each in enumerate(value))
     return _leaf(hint, options, value, path, is_secret=is_secret)
+
+
+def _tables_in(hint: Any) -> list[Any]:
+    return [option for option in _options(hint) if dataclasses.is_dataclass(option)]
+
+
+def _fitting(kinds: list[Any], data: Any) -> Any:
+    """The first kind of table that has all the keys; for a table of no kind the first, which says what it wants."""
+    if not isinstance(data, Mapping) or not data:
+        return kinds[0]
+    return next((kind for kind in kinds if data.keys() <= _fields(kind).keys()), kinds[0])
 
 
 def _leaf(hint: Any, options: tuple[Any, ...], value: Any, path: str, *, is_secret: bool) -> Any:

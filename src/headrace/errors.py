@@ -15,16 +15,28 @@ HeadraceError
 │   ├── UnencodableValue
 │   ├── RecursiveLoad
 │   ├── AgentInvalid
+│   │   └── AgentUnhealthy
+│   ├── AgentQuarantined
+│   ├── IsolationUnavailable
+│   ├── IsolationRequired
 │   ├── AgentNotFound
 │   ├── VersionNotFound
 │   ├── VersionConflict
+│   ├── TrialNotFound
 │   ├── ExecutionNotFound
 │   ├── ExecutionConflict
 │   ├── StatementFailed
+│   ├── StatementRefused
+│   ├── ResultTooLarge
 │   ├── PortTaken
 │   ├── DirectoryInUse
 │   ├── DirectoryUnusable
 │   ├── CountersUnusable
+│   ├── DeploymentNotFound
+│   ├── DeploymentUnsupported
+│   ├── KeyNotFound
+│   ├── NeedsDatabase
+│   ├── Forbidden
 │   └── Unauthorized
 ├── BackendError               something that we depend on failed; repeating it later may help
 │   ├── CacheUnavailable
@@ -33,9 +45,15 @@ HeadraceError
 │   ├── DatabaseUnavailable
 │   │   └── OutcomeUnknown
 │   ├── StatementTimeout
+│   ├── ShardMapOutdated
+│   ├── IdsUnavailable
+│   ├── IndexBuildFailed
 │   ├── ResultNotRecorded
+│   ├── AgentFailed
+│   ├── WorkerFailed
 │   ├── EmbeddedServerFailed
 │   ├── Overloaded
+│   │   └── RateLimited
 │   ├── RequestTimeout
 │   └── BenchFailed
 └── BugError                   headrace broke a promise to itself; please report it
@@ -162,6 +180,34 @@ class AgentInvalid(CallerError):
     fix = "Correct the source and deploy it again; the version in service is unchanged."
 
 
+class IsolationUnavailable(CallerError):
+    """This machine cannot give the level of isolation that a deployment declares."""
+
+    code = "isolation-unavailable"
+    fix = "Allow the named part (`headrace doctor` lists them), or deploy as `trusted` code that you do trust."
+
+
+class IsolationRequired(CallerError):
+    """A version is to run in the host, where this service lets no code run that is deployed."""
+
+    code = "isolation-required"
+    fix = "Deploy it with isolation `process`, or set agents.trusted_allowed where whoever may deploy is trusted."
+
+
+class AgentUnhealthy(AgentInvalid):
+    """An agent loads, but its `start` or `check` fails, so this version does not serve."""
+
+    code = "agent-unhealthy"
+    fix = "Make start() and check() succeed where the agent is to run; the version in service is unchanged."
+
+
+class AgentQuarantined(CallerError):
+    """A version of an agent held the event loop again and again, and is not executed any more."""
+
+    code = "agent-quarantined"
+    fix = "Deploy a version that awaits between parts of long work, or whose `execute` is a plain function."
+
+
 class AgentNotFound(CallerError):
     """No agent of this id is deployed."""
 
@@ -181,6 +227,13 @@ class VersionConflict(CallerError):
 
     code = "version-conflict"
     fix = "Deploy the changed source under a new version."
+
+
+class TrialNotFound(CallerError):
+    """The agent has no version on trial."""
+
+    code = "trial-not-found"
+    fix = "Deploy a version with a canary share first; an earlier trial may have been aborted by itself."
 
 
 class ExecutionNotFound(CallerError):
@@ -211,6 +264,20 @@ class StatementFailed(CallerError):
         self.constraint = constraint
 
 
+class StatementRefused(CallerError):
+    """A statement over several shards that cannot be done right; nothing was sent."""
+
+    code = "statement-refused"
+    fix = "Pass key=... to run it on one shard, or change it as the message says."
+
+
+class ResultTooLarge(CallerError):
+    """A result, or the rows that had to be gathered for it, is larger than the configuration allows."""
+
+    code = "result-too-large"
+    fix = "Narrow the statement, read it with stream(), or raise the limit that the message names."
+
+
 class PortTaken(CallerError):
     """Another process listens on the port."""
 
@@ -239,11 +306,46 @@ class CountersUnusable(CallerError):
     fix = "Delete the file if nothing uses it, or choose another path."
 
 
+class DeploymentNotFound(CallerError):
+    """The agent has no deployment of this id."""
+
+    code = "deployment-not-found"
+    fix = "Use a deployment_id that deploy returned; of each agent the newest deployments are kept."
+
+
+class DeploymentUnsupported(CallerError):
+    """A deployment asks for something that is not done here, so it is refused rather than ignored."""
+
+    code = "deployment-unsupported"
+    fix = "Leave the named field out, or do what the message says."
+
+
+class KeyNotFound(CallerError):
+    """There is no API key of this id."""
+
+    code = "key-not-found"
+    fix = "List the keys with GET /api/v1/keys."
+
+
+class NeedsDatabase(CallerError):
+    """Something that only a service with a database can do."""
+
+    code = "needs-database"
+    fix = "Configure `database.shards`, or run `headrace up`, which starts some."
+
+
+class Forbidden(CallerError):
+    """The API key is valid, but may not do this."""
+
+    code = "forbidden"
+    fix = "Use a key with the permission that the message names."
+
+
 class Unauthorized(CallerError):
-    """The request carries no valid token."""
+    """The request carries no valid token or API key."""
 
     code = "unauthorized"
-    fix = "Send `Authorization: Bearer <token>` with the token of `server.token`."
+    fix = "Send `Authorization: Bearer <token>` with an API key, or with the token of `server.token`."
 
 
 class BackendError(HeadraceError):
@@ -295,11 +397,46 @@ class StatementTimeout(BackendError):
     fix = "Make it cheaper or raise database.statement_timeout_s or lock_timeout_s."
 
 
+class ShardMapOutdated(BackendError):
+    """A change of the shard map was planned from a map that is no longer in force; nothing was changed."""
+
+    code = "shard-map-outdated"
+    fix = "Plan the change again, from the map that is in force now."
+
+
+class IdsUnavailable(BackendError):
+    """No unique id can be made now: there is no lease on a node number, or time would have to run ahead of itself."""
+
+    code = "ids-unavailable"
+    fix = "Try again when the home shard answers; ids that were handed out stay unique."
+
+
+class IndexBuildFailed(BackendError):
+    """An index could not be made or dropped while the table is in use; what is left of the attempt is taken away."""
+
+    code = "index-build-failed"
+    fix = "Read Postgres' words: often a long transaction holds the table; try again when it has ended."
+
+
 class ResultNotRecorded(BackendError):
     """An execution ran to its end, but its result could not be stored."""
 
     code = "result-not-recorded"
     fix = "It may have had its effects: repeat it only if the agent may run twice."
+
+
+class AgentFailed(BackendError):
+    """A hosted framework's agent ended without an answer and raised nothing: it reports a failure, or waits."""
+
+    code = "agent-failed"
+    fix = "Read the framework's words: often its model cannot be reached or refused the request."
+
+
+class WorkerFailed(BackendError):
+    """An isolated worker could not be started."""
+
+    code = "worker-failed"
+    fix = "Try again; if it lasts, look at the machine's limits on processes, memory and user namespaces."
 
 
 class EmbeddedServerFailed(BackendError):
@@ -314,6 +451,17 @@ class Overloaded(BackendError):
 
     code = "overloaded"
     fix = "Send fewer requests at once, and honour Retry-After."
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0, fix: str | None = None) -> None:
+        super().__init__(message, fix=fix)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(Overloaded):
+    """A tenant asks for more than its tier allows: too often, too much at once, or more than a day's share."""
+
+    code = "rate-limited"
+    fix = "Wait for `retry_after_s`, or move the tenant to a larger tier (agents.tenants, agents.tiers)."
 
 
 class RequestTimeout(BackendError):

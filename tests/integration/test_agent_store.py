@@ -1,13 +1,18 @@
 """One contract for both stores: in memory and in Postgres."""
 
+import asyncio
+
 import msgspec
 import pytest
 
 from headrace.agents import AgentsConfig
 from headrace.agents.definition import Source
 from headrace.agents.execution import Execution, Progress
+from headrace.agents.isolation import Limits
+from headrace.agents.memory_store import MemoryStore
 from headrace.agents.postgres_store import PostgresStore
-from headrace.agents.store import Deployment, MemoryStore, Totals
+from headrace.agents.rollout import Tally
+from headrace.agents.store import Deployment, Kept, State, Submission, Totals
 from headrace.clock import SystemClock
 from headrace.errors import AgentNotFound, ExecutionNotFound, VersionConflict, VersionNotFound
 from headrace.events import Silent
@@ -27,8 +32,12 @@ async def store(request, database):
     await store.close()
 
 
-def deployment(agent_id="a", version="1.0.0", text="source", tenant="t", entrypoint="Agent"):
-    source = Source(agent_id=agent_id, version=version, text=text, entrypoint=entrypoint, timeout_s=2.5)
+def deployment(
+    agent_id="a", version="1.0.0", text="source", tenant="t", entrypoint="Agent", needs=(), canary=None, **more
+):
+    source = Source(
+        agent_id=agent_id, version=version, text=text, entrypoint=entrypoint, timeout_s=2.5, dependencies=needs
+    )
     return Deployment(
         deployment_id="d",
         tenant=tenant,
@@ -37,6 +46,8 @@ def deployment(agent_id="a", version="1.0.0", text="source", tenant="t", entrypo
         tags=("x", "y"),
         source=source,
         compile_ms=1.5,
+        canary=canary,
+        **more,
     )
 
 
@@ -50,7 +61,7 @@ async def test_a_deployed_version_is_in_service(store):
     agent = await store.deploy(deployment())
     assert await store.agent("t", "a") == agent
     assert (agent.name, agent.tags, agent.version) == ("A", ("x", "y"), "1.0.0")
-    source = await store.source("t", "a", "1.0.0")
+    source = (await store.version("t", "a", "1.0.0")).source
     assert source == deployment().source
     assert agent.source_sha256 == source.sha256
 
@@ -61,7 +72,7 @@ async def test_a_tenant_sees_only_its_own(store):
     assert await store.agent("u", "a") is None
     assert await store.agents("u", offset=0, limit=10) == ([], 0)
     with pytest.raises(VersionNotFound):
-        await store.source("u", "a", "1.0.0")
+        await store.version("u", "a", "1.0.0")
 
 
 @pytest.mark.parametrize("change", [{"text": "other"}, {"entrypoint": "Other"}])
@@ -71,7 +82,7 @@ async def test_a_version_stands_for_one_source_and_entrypoint(store, change):
     await store.deploy(deployment())
     with pytest.raises(VersionConflict):
         await store.deploy(deployment(**change))
-    assert (await store.source("t", "a", "1.0.0")).text == "source"
+    assert (await store.version("t", "a", "1.0.0")).source.text == "source"
 
 
 async def test_an_earlier_version_can_be_put_back(store):
@@ -120,39 +131,290 @@ async def test_the_first_result_stays(store):
     assert await store.totals("t", "a") == Totals(completed=1)
 
 
-async def test_a_claim_is_given_once(store):
-    """The second claimant gets what the id stands for."""
-    lease_until = CLOCK.wall() + 60
-    assert await store.claim(execution(status="running"), claim="mine", lease_until=lease_until) is None
-    held = await store.claim(execution(status="running"), claim="yours", lease_until=lease_until)
+def submission(id="e", *, claim="mine", owner=None, tenant="t", **fields):
+    waits = owner is None
+    record = execution(
+        id, "queued" if waits else "running", attempt=0 if waits else 1, tenant=tenant, input_sha256="x"
+    )
+    return Submission(
+        execution=record, claim=claim, owner=owner, input_json=b'{"n":"\\u0000"}', timeout_s=5.0, **fields
+    )
+
+
+async def taken(store, *, owner="n1", limit=10, free=None, threaded=False, tenant="t"):
+    return await store.take(
+        store.shard_of(tenant), owner=owner, threaded=threaded, limit=limit, free=free or {}, free_default=1000
+    )
+
+
+async def begun(store, one):
+    """What the host does with what it took."""
+    one.execution.status, one.execution.attempt = "running", one.execution.attempt + 1
+    return await store.begin(one)
+
+
+async def test_an_id_is_given_once(store):
+    """The second claimant gets what the id stands for, while it runs and when it has ended."""
+    assert await store.submit(submission(owner="n1")) is None
+    held = await store.submit(submission(claim="yours", owner="n2"))
     assert held.status == "running"
-    await store.finish(execution(output_json=b"1"))
-    assert (await store.claim(execution(status="running"), claim="yours", lease_until=lease_until)).output == 1
+    await store.finish(execution(output_json=b"1"), owner="n1")
+    assert (await store.submit(submission(claim="yours", owner="n2"))).output == 1
 
 
-async def test_a_claim_can_be_repeated_by_its_owner(store):
+async def test_a_submission_can_be_repeated_by_its_owner(store):
     """After a commit in doubt the same claim is recognised, and somebody else's is still refused."""
-    lease_until = CLOCK.wall() + 60
     for _ in range(2):
-        assert await store.claim(execution(status="running"), claim="mine", lease_until=lease_until) is None
-    assert await store.claim(execution(status="running"), claim="yours", lease_until=lease_until) is not None
+        assert await store.submit(submission(owner="n1")) is None
+    assert await store.submit(submission(claim="yours", owner="n2")) is not None
+
+
+async def test_of_submissions_at_once_with_one_id_one_is_taken(store):
+    """Also when they travel in one batch."""
+    results = await asyncio.gather(*(store.submit(submission(claim=str(n))) for n in range(20)))
+    assert sum(result is None for result in results) == 1
+    assert {result.status for result in results if result is not None} == {"queued"}
+
+
+async def test_what_is_queued_is_taken_once_and_whole(store):
+    """The one who takes it gets all that it needs; nobody else gets it."""
+    await store.submit(submission(callback_url="https://x/", instance="i", asked_version="2.0.0", attempts_max=3))
+    (one,) = await taken(store)
+    assert await taken(store, owner="n2") == []
+    assert (one.input_json, one.instance, one.asked_version, one.attempts_max) == (b'{"n":"\\u0000"}', "i", "2.0.0", 3)
+    assert (one.owner, one.execution.attempt, one.callback_url, one.timeout_s) == ("n1", 0, "https://x/", 5.0)
+
+
+async def test_a_head_start_goes_first_and_age_counts(store):
+    """Order is by the time of arrival, moved by the head start."""
+    await store.submit(submission("low", head_start_s=-60))
+    await store.submit(submission("normal"))
+    await store.submit(submission("high", head_start_s=60))
+    assert [one.key[1] for one in await taken(store, limit=2)] == ["high", "normal"]
+    assert [one.key[1] for one in await taken(store, limit=2)] == ["low"]
+
+
+async def test_a_backlog_does_not_starve_other_tenants(store):
+    """Tenants take turns: whoever has one execution gets it run in the next batch, behind whatever backlog."""
+    tenants = [name for name in map(str, range(100)) if store.shard_of(name) == store.shard_of("t")][:3]
+    for n in range(30):
+        await store.submit(submission(f"{n:02}", tenant="t"))
+    for tenant in tenants:
+        await store.submit(submission(tenant=tenant))
+    first = await taken(store, limit=8)
+    assert {one.key[0] for one in first} == {"t", *tenants}
+    assert len(await taken(store, limit=8)) == 8
+
+
+async def test_a_tenant_gets_no_more_than_its_places(store):
+    """The rest of its queue waits."""
+    for n in range(5):
+        await store.submit(submission(str(n)))
+    assert len(await taken(store, free={"t": 2})) == 2
+    assert await taken(store, free={"t": 0}) == []
+
+
+async def test_threads_are_asked_for_apart(store):
+    """Whoever has no thread to offer is not given what needs one."""
+    await store.submit(submission(threaded=True))
+    assert await taken(store) == []
+    assert len(await taken(store, threaded=True)) == 1
+
+
+async def test_an_attempt_begins_once_and_only_for_its_owner(store):
+    """A begin can be repeated after a lost answer; one of a former owner changes nothing."""
+    await store.submit(submission())
+    (one,) = await taken(store)
+    assert await begun(store, one)
+    assert await store.begin(one)
+    stranger = msgspec.structs.replace(one, owner="n2")
+    assert not await store.begin(stranger)
+
+
+async def test_what_was_given_back_can_be_taken_again(store):
+    """By anybody, with the attempts that it had."""
+    await store.submit(submission())
+    (one,) = await taken(store)
+    await store.give_back(one, delay_s=0)
+    (again,) = await taken(store, owner="n2")
+    assert (again.owner, again.execution.attempt) == ("n2", 0)
+
+
+async def test_a_retry_is_queued_and_the_former_attempt_writes_nothing(store):
+    """Owner and attempt are a fence: what an earlier attempt still says is not believed."""
+    await store.submit(submission(attempts_max=2))
+    (one,) = await taken(store)
+    await begun(store, one)
+    assert await store.retry(one, error="once", delay_s=0)
+    assert (await store.execution("t", "a", "e")).status == "queued"
+    (again,) = await taken(store, owner="n2")
+    await begun(store, again)
+    late = await store.finish(execution(attempt=1, output_json=b"1"), owner="n1")
+    assert (late.status, late.output) == ("running", None)
+    kept = await store.finish(execution(attempt=2, output_json=b"2"), owner="n2")
+    assert (kept.output, (await store.execution("t", "a", "e")).output) == (2, 2)
+
+
+async def test_a_queued_execution_is_cancelled_at_once(store):
+    """Taken or not: its beginning is refused. To cancel again changes nothing."""
+    await store.submit(submission())
+    (one,) = await taken(store)
+    for _ in range(2):
+        assert (await store.cancel("t", "a", "e")).status == "cancelled"
+    assert not await begun(store, one)
+    assert await store.totals("t", "a") == Totals(failed=1)
+
+
+async def test_a_running_execution_is_cancelling_until_its_owner_says_more(store):
+    """The owner hears of it with its beat; a finished one stays what it is."""
+    await store.join(store.shard_of("t"), "n1", lease_s=60)
+    await store.submit(submission(owner="n1"))
+    assert (await store.cancel("t", None, "e")).status == "cancelling"
+    beat = await store.beat(store.shard_of("t"), "n1", lease_s=60, tenants=["t"])
+    assert (beat.is_member, beat.living, beat.cancelled) == (True, 1, (("t", "e"),))
+    await store.finish(execution(status="cancelled"), owner="n1")
+    assert (await store.cancel("t", "a", "e")).status == "cancelled"
 
 
 async def test_progress_is_kept_while_it_runs(store):
     """And a late report does not touch a finished execution."""
-    await store.claim(execution(status="running"), claim="mine", lease_until=CLOCK.wall() + 60)
-    await store.report(execution(status="running", progress=Progress(1, 2)))
+    one = submission(owner="n1")
+    await store.submit(one)
+    one.execution.progress = Progress(1, 2)
+    await store.report(store.shard_of("t"), [one])
     assert (await store.execution("t", "a", "e")).progress == Progress(1, 2)
-    await store.finish(execution())
-    await store.report(execution(status="running", progress=Progress(2, 2)))
-    assert (await store.execution("t", "a", "e")).status == "completed"
-
-
-async def test_an_execution_past_its_lease_is_interrupted(store):
-    """Its process died; that is said, not hidden behind `running`."""
-    await store.claim(execution(status="running"), claim="mine", lease_until=CLOCK.wall() - 1)
+    await store.finish(execution(), owner="n1")
+    await store.report(store.shard_of("t"), [one])
     found = await store.execution("t", "a", "e")
-    assert found.status == "interrupted"
+    assert (found.status, found.progress) == ("completed", None)
+
+
+async def test_the_ledger_knows_what_was_used_today_and_what_waits(store):
+    """Executions are counted in the statement that records them."""
+    await store.finish(execution("done"))
+    await store.submit(submission("waits"))
+    await store.submit(submission("waits too", threaded=True))
+    shard = store.shard_of("t")
+    await store.join(shard, "n1", lease_s=60)
+    beat = await store.beat(shard, "n1", lease_s=60, tenants=["t", "u"] if shard == store.shard_of("u") else ["t"])
+    assert (beat.ledgers["t"].used_today, beat.ledgers["t"].queued) == (1, 2)
+
+
+async def test_old_executions_are_forgotten_in_bounded_steps(store):
+    """With their events; what is younger or under way stays."""
+    for n in range(3):
+        await store.finish(execution(str(n), finished_at=CLOCK.wall() - 100))
+    await store.finish(execution("young", finished_at=CLOCK.wall()))
+    await store.submit(submission("waits"))
+    shard = store.shard_of("t")
+    assert [await store.forget(shard, older_than_s=50, limit=2) for _ in range(3)] == [2, 1, 0]
+    assert (await store.execution("t", "a", "young")).status == "completed"
+    assert (await store.execution("t", "a", "waits")).status == "queued"
+
+
+async def test_a_trial_is_kept_beside_the_version_in_service(store):
+    """Until it is promoted or ended; only once, and only the trial that is meant."""
+    await store.deploy(deployment())
+    agent = await store.deploy(deployment(version="2.0.0", text="newer", canary=0.25))
+    assert (agent.version, agent.canary.version, agent.canary.share) == ("1.0.0", "2.0.0", 0.25)
+    assert await store.end_trial("t", "a", promote=False, trial="another") is None
+    promoted, canary = await store.end_trial("t", "a", promote=True, trial="d")
+    assert (promoted.version, promoted.canary, canary) == ("2.0.0", None, agent.canary)
+    assert await store.end_trial("t", "a", promote=False) is None
+    assert await store.agent("t", "a") == promoted
+
+
+async def test_a_trial_needs_an_agent_in_service(store):
+    """There is nothing that it could be compared with."""
+    with pytest.raises(AgentNotFound):
+        await store.deploy(deployment(canary=0.5))
+    with pytest.raises(VersionNotFound):
+        await store.version("t", "a", "1.0.0")
+
+
+async def test_aliases_stand_for_versions_that_exist(store):
+    """They survive a deployment, move, and go."""
+    await store.deploy(deployment())
+    await store.name_version("t", "a", "good", "1.0.0")
+    agent = await store.deploy(deployment(version="2.0.0", text="newer"))
+    assert agent.aliases == {"good": "1.0.0"}
+    assert (await store.name_version("t", "a", "good", "2.0.0")).aliases == {"good": "2.0.0"}
+    with pytest.raises(VersionNotFound):
+        await store.name_version("t", "a", "best", "9.0.0")
+    assert (await store.name_version("t", "a", "good", None)).aliases == {}
+
+
+async def test_an_undeployed_agent_leaves_its_versions_and_cancels_what_waits(store):
+    """Deploying a version again puts it back; under that name it still stands for the same source."""
+    await store.deploy(deployment())
+    await store.submit(submission())
+    assert await store.undeploy("t", "a") == 1
+    assert await store.agent("t", "a") is None
+    assert (await store.execution("t", "a", "e")).status == "cancelled"
+    with pytest.raises(VersionConflict):
+        await store.deploy(deployment(text="another"))
+    with pytest.raises(AgentNotFound):
+        await store.undeploy("t", "a")
+
+
+async def test_what_a_version_was_deployed_with_comes_back(store):
+    """Idempotence, attempts, capabilities and dependencies."""
+    await store.deploy(
+        deployment(is_idempotent=True, attempts_max=4, capabilities=msgspec.Raw(b'{"name":"x"}'), needs=("requests",))
+    )
+    version = await store.version("t", "a", "1.0.0")
+    assert (version.is_idempotent, version.attempts_max, bytes(version.capabilities)) == (True, 4, b'{"name":"x"}')
+    assert version.source.dependencies == ("requests",)
+
+
+async def test_counts_of_a_trial_are_shared_between_writers(store):
+    """Each sees those of the others; writing twice counts once."""
+    await store.deploy(deployment())
+    mine, theirs = Tally(runs=3, failures=1), Tally(runs=2)
+    for _ in range(2):
+        await store.tally("t", "a", "d", {"2.0.0": mine}, writer="w1")
+    if isinstance(store, MemoryStore):
+        return
+    assert (await store.tally("t", "a", "d", {"2.0.0": theirs}, writer="w2"))["2.0.0"] == mine
+    assert (await store.tally("t", "a", "d", {}, writer="w3"))["2.0.0"].runs == 5
+
+
+async def test_events_are_kept_in_order_and_bounded(store):
+    """Of each execution the newest; writing one again changes nothing."""
+    shard = store.shard_of("t")
+    events = [Kept("t", "e", n, f'"{n}"'.encode()) for n in range(1, 7)]
+    await store.keep_events(shard, events[:4], events_max=3)
+    await store.keep_events(shard, events[3:], events_max=3)
+    assert [event.id for event in await store.events("t", "e", after=0, limit=10)] == [4, 5, 6]
+    assert await store.events("t", "e", after=4, limit=1) == [events[4]]
+
+
+async def test_a_state_is_changed_by_one_at_a_time(store):
+    """Whoever saw an older version is refused."""
+    key = ("t", "a", "i")
+    assert await store.state(*key, known=0) is None
+    assert await store.keep_state(*key, State(1, b"{}"))
+    assert not await store.keep_state(*key, State(1, b'{"lost":1}'))
+    assert await store.keep_state(*key, State(2, b'{"n":2}'))
+    assert await store.state(*key, known=2) is None
+    assert await store.state(*key, known=1) == State(2, b'{"n":2}')
+    assert not await store.keep_state("t", "a", "never seen", State(5, b"{}"))
+
+
+async def test_a_callback_is_due_when_its_execution_has_ended(store):
+    """One process gets it for a while; then it is done, or due again."""
+    shard = store.shard_of("t")
+    await store.submit(submission(owner="n1", callback_url="https://x/"))
+    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
+    await store.finish(execution(output_json=b"1"), owner="n1")
+    (first,) = await store.due_callbacks(shard, limit=5, within_s=60)
+    assert (first.url, first.attempt, first.execution.output) == ("https://x/", 1, 1)
+    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
+    await store.callback_done(first, again_in_s=0)
+    (second,) = await store.due_callbacks(shard, limit=5, within_s=60)
+    assert second.attempt == 2
+    await store.callback_done(second, again_in_s=None)
+    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
 
 
 async def test_an_execution_belongs_to_its_agent(store):
@@ -167,3 +429,44 @@ async def test_totals_count_every_ending_once(store):
     for index, status in enumerate(["completed", "completed", "failed", "timeout", "cancelled"]):
         await store.finish(execution(id=str(index), status=status))
     assert await store.totals("t", "a") == Totals(completed=2, failed=2, timeout=1)
+
+
+async def test_a_version_keeps_where_it_runs_and_what_it_needs(store):
+    """Isolation, limits and dependencies come back, in whatever process asks; without limits, none."""
+    assert not await store.has_isolated()
+    limits = Limits(memory_bytes=64 << 20, cpu_s=1.5)
+    await store.deploy(deployment(isolation="process", limits=limits, needs=("httpx>=0.28", "lxml")))
+    await store.deploy(deployment(agent_id="b"))
+    isolated, trusted = await store.version("t", "a", "1.0.0"), await store.version("t", "b", "1.0.0")
+    assert (isolated.isolation, isolated.limits) == ("process", limits)
+    assert isolated.source.dependencies == ("httpx>=0.28", "lxml")
+    assert (trusted.isolation, trusted.limits) == ("trusted", None)
+    assert await store.has_isolated()
+
+
+@pytest.mark.parametrize("change", [{"isolation": "trusted"}, {"limits": Limits(files=8)}, {"limits": None}])
+async def test_a_version_stands_for_one_isolation_and_its_limits(store, change):
+    """A version that is isolated cannot be made a trusted one."""
+    given = {"isolation": "process", "limits": Limits(files=9)}
+    await store.deploy(deployment(**given))
+    await store.deploy(deployment(**given))
+    with pytest.raises(VersionConflict, match="another source, isolation or limits"):
+        await store.deploy(deployment(**{**given, **change}))
+    assert (await store.version("t", "a", "1.0.0")).limits == Limits(files=9)
+
+
+async def test_a_source_that_is_shared_is_not_read_again(database):
+    """The record is asked for it only when it is nowhere else."""
+    store = PostgresStore(database, AgentsConfig(), writer="test/0", clock=CLOCK, observer=Silent())
+    await store.open()
+    await store.deploy(deployment())
+    asked = []
+
+    async def shared(sha256):
+        asked.append(sha256)
+        return "from the cache" if len(asked) == 1 else None
+
+    texts = [(await store.version("t", "a", "1.0.0", shared=shared)).source.text for _ in range(2)]
+    await store.close()
+    assert texts == ["from the cache", "source"]
+    assert asked == [deployment().source.sha256] * 2

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.cli.agents import _show
 from headrace.cli.client import Client
+from headrace.cli.display import show_execution as _show
 from headrace.database import Database
 from headrace.errors import CallerError
 

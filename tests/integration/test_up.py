@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 
 import psutil
 import pytest
@@ -182,9 +183,10 @@ def test_killing_the_supervisor_leaves_no_process(tmp_path):
 
 
 def test_a_worker_that_spins_dies_with_the_supervisor(tmp_path):
-    """An agent that never gives the loop back cannot keep the worker, and with it the port, alive."""
+    """An agent in a C function without an end, which nothing interrupts, cannot keep the worker, and with it the port,
+    alive."""
     with running(tmp_path, "--workers", "1") as service:
-        service.deploy("spin", "async def Agent(input, context):\n    while True: pass")
+        service.deploy("spin", "import itertools\nasync def Agent(input, context):\n    sum(itertools.repeat(1))")
         worker = psutil.Process(*service.workers())
         body = b'{"input": 1}'
         with socket.create_connection(("127.0.0.1", service.port)) as client:
@@ -201,6 +203,21 @@ def test_a_worker_that_spins_dies_with_the_supervisor(tmp_path):
         for child in alive:
             child.kill()
         assert alive == []
+
+
+def test_an_agent_that_spins_is_interrupted_and_its_worker_serves_on(tmp_path):
+    """Its execution fails and says why, in the same worker; what the collector costs is among the metrics."""
+    with running(tmp_path, "--workers", "1") as service:
+        service.deploy("spin", "async def Agent(input, context):\n    while True: pass")
+        workers = service.workers()
+
+        status, execution = service.call("POST", "/api/v1/agents/spin/execute", {"input": 1})
+
+        assert (status, execution["status"]) == (200, "failed")
+        assert execution["error"].startswith("StepTooLong: It held the event loop for 1.")
+        assert service.workers() == workers
+        metrics = f"http://127.0.0.1:{service.port}/metrics"
+        wait_until(lambda: b"headrace_gc_pauses_total" in urllib.request.urlopen(metrics).read())
 
 
 def free_port():

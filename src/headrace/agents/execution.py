@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Coroutine, Generator
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
 from headrace.clock import Clock
+from headrace.errors import InvalidRequest
 
-Status = Literal["queued", "running", "completed", "failed", "timeout", "cancelled", "interrupted"]
+Status = Literal["queued", "running", "cancelling", "completed", "failed", "timeout", "cancelled", "interrupted"]
 Priority = Literal["low", "normal", "high"]
 
 FINISHED = frozenset({"completed", "failed", "timeout", "cancelled", "interrupted"})
@@ -22,7 +23,7 @@ class Progress(msgspec.Struct, frozen=True):
     note: str = ""
 
 
-class Execution(msgspec.Struct, kw_only=True):
+class Execution(msgspec.Struct, kw_only=True, gc=False):
     """One run of an agent. Times are milliseconds; `started_at` and `finished_at` are wall seconds."""
 
     id: str
@@ -44,6 +45,8 @@ class Execution(msgspec.Struct, kw_only=True):
     started_at: float | None = None
     finished_at: float | None = None
     input_sha256: str = ""
+    attempt: int = 1
+    """Which attempt this is, the first being 1; 0 while it has not begun."""
 
     @property
     def output(self) -> Any:
@@ -56,15 +59,26 @@ class Execution(msgspec.Struct, kw_only=True):
         return self.status in FINISHED
 
 
+class Room(Protocol):
+    """Where an agent's words and memory go; one for all executions of a process."""
+
+    def emit(self, execution: Execution, event: Any) -> None:
+        """Give an event to whoever listens."""
+
+    def state_of(self, execution: Execution) -> dict[str, Any]:
+        """What the instance that the execution was called for remembers."""
+
+
 class Context:
     """What an agent is told about its execution, and how it reports back."""
 
-    __slots__ = ("_clock", "_deadline", "_execution")
+    __slots__ = ("_clock", "_deadline", "_execution", "_room")
 
-    def __init__(self, execution: Execution, clock: Clock, deadline: float) -> None:
+    def __init__(self, execution: Execution, clock: Clock, deadline: float, room: Room | None = None) -> None:
         self._execution = execution
         self._clock = clock
         self._deadline = deadline
+        self._room = room
 
     @property
     def agent_id(self) -> str:
@@ -93,6 +107,30 @@ class Context:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Say how far the work is; the newest report wins."""
         self._execution.progress = Progress(int(done), int(total), storable(str(note)))
+
+    @property
+    def attempt(self) -> int:
+        """Which attempt this is, the first being 1; above 1 only for agents that were deployed as idempotent."""
+        return self._execution.attempt
+
+    def emit(self, event: Any) -> None:
+        """Send a JSON value to whoever reads the execution's events; never waits, slow readers miss the oldest."""
+        if self._room is not None:
+            self._room.emit(self._execution, event)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What this agent remembers for the `instance` that it was executed for; kept when the execution completes.
+
+        Executions of one instance take turns, so nobody else changes it meanwhile. Raises `InvalidRequest` in an
+        execution without an instance.
+        """
+        if self._room is None:
+            raise InvalidRequest(
+                f"The execution {self._execution.id!r} has no instance whose state it could be.",
+                fix="Execute with instance=...",
+            )
+        return self._room.state_of(self._execution)
 
 
 class Metered:

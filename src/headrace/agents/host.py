@@ -1,45 +1,51 @@
 """The door of the agent room: deploy source, execute it, look at what happened."""
 
 import asyncio
-import hashlib
 import os
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from headrace.agents.config import AgentsConfig
-from headrace.agents.definition import Definition, Source, load
-from headrace.agents.execution import Execution, Outcome, Priority
-from headrace.agents.postgres_store import PostgresStore
+from headrace.agents.acceptance import Acceptance, Request
+from headrace.agents.admission import Admission
+from headrace.agents.callbacks import Callbacks
+from headrace.agents.compilation import CodePolicy
+from headrace.agents.config import AgentsConfig, Isolation, TierConfig
+from headrace.agents.definition import Source
+from headrace.agents.execution import Execution, Priority
+from headrace.agents.guard import Guard
+from headrace.agents.isolated import IsolatedVersions
+from headrace.agents.isolation import Limits
+from headrace.agents.memory_store import MemoryStore
+from headrace.agents.nodes import BEATS_IN_A_LEASE, Membership
+from headrace.agents.places import Places
+from headrace.agents.queue import Queue
+from headrace.agents.rollout import RolloutPolicy
 from headrace.agents.run import Run
-from headrace.agents.store import Agent, AgentStore, Deployment, MemoryStore, Totals, agent_not_found
+from headrace.agents.runs import Runs, wait
+from headrace.agents.shelf import Shelf
+from headrace.agents.states import States
+from headrace.agents.store import Agent, AgentStore, Deployment, Submission, Totals, Version, agent_not_found
+from headrace.agents.streams import Emitted, Streams
 from headrace.agents.threads import DaemonThreads
-from headrace.cache import Cache
+from headrace.agents.trials import Trials
+from headrace.agents.turnstile import Turnstile
+from headrace.agents.versions import Versions
 from headrace.clock import Clock, SystemClock
-from headrace.database import Database
-from headrace.errors import (
-    AgentInvalid,
-    BackendError,
-    DatabaseUnavailable,
-    ExecutionConflict,
-    InvalidRequest,
-    Overloaded,
-    ResultNotRecorded,
-)
-from headrace.events import AgentDeployed, ExecutionFinished, ExecutionNotRecorded, Observer, Silent
+from headrace.errors import BackendError, InvalidRequest, IsolationUnavailable
+from headrace.events import Observer, Silent
 
-_POLL_FIRST_S = 0.02
-_POLL_MAX_S = 0.5
-_REPORT_S = 0.5
-_CLAIM_RETRY_S = 0.2
-_LOADS_MAX = 8
+if TYPE_CHECKING:  # drivers are loaded when a host is made that needs them, not with this room
+    from headrace.agents.code_cache import CodeCache
+    from headrace.cache import Cache
+    from headrace.database import Database
 
-# Under pressure the less urgent go first: shares of `executions_max` that a priority may fill.
-_SHARE = {"low": 0.80, "normal": 0.95, "high": 1.0}
+_IDEMPOTENT_ATTEMPTS = 3
+_TURN = 32
+"""Executions that begin or end in one turn of the event loop; each takes some tens of microseconds."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,75 +65,174 @@ class AgentHost:
     With a database everything is durable and shared by all processes on it; without one it lives in this process. A
     cache spares the database most look-ups of which version is in service: a switch made in another process is seen
     within a second.
+
+    `code_cache` is closed by whoever gave it; without one there is one of its own, as `config` says.
+    `tier_of` names the tier of a tenant, for those that `AgentsConfig.tenants` does not; `writer` tells this process
+    from the others on the database.
     """
 
     def __init__(
         self,
         config: AgentsConfig | None = None,
         *,
-        cache: Cache | None = None,
-        database: Database | None = None,
+        cache: "Cache | None" = None,
+        database: "Database | None" = None,
         observer: Observer | None = None,
         clock: Clock | None = None,
         writer: str = "0",
+        store: AgentStore | None = None,
+        code_cache: "CodeCache | None" = None,
+        tier_of: Callable[[str], str | None] | None = None,
     ) -> None:
-        self.config = config or AgentsConfig()
-        self._clock = clock or SystemClock()
-        self._observer = observer or Silent()
+        self.config = config = config or AgentsConfig()
+        self._clock = clock = clock or SystemClock()
+        self._observer = observer = observer or Silent()
         self._cache = cache
-        self._store: AgentStore = (
-            MemoryStore(clock=self._clock)
-            if database is None
-            else PostgresStore(database, self.config, writer=writer, clock=self._clock, observer=self._observer)
+        self._store = store = store or self._make_store(database, writer)
+        self._owns_code_cache = code_cache is None
+        self.code_cache = code_cache = code_cache or self._make_code_cache()
+        """What compiles the trusted sources, and shares all of them."""
+        self._isolated = IsolatedVersions(config, clock=clock, observer=observer)
+        self._turnstile = Turnstile(_TURN)
+        self.guard = Guard(config, clock=clock, observer=observer)
+        """Interrupts agents that hold the event loop, once it is armed; the workers of `headrace up` do that."""
+        self._threads = DaemonThreads(config.threads_max, name="headrace-agent")
+        self._shelf = Shelf(config, self._isolated, code_cache)
+        self._versions = Versions(config, store, self._shelf, code_cache=code_cache, cache=cache, observer=observer)
+        self._places = Places(config, self._threads)
+        self._admission = Admission(_tiers(config, tier_of), queued_max=config.queued_max)
+        self._streams = Streams(store, config, clock=clock)
+        self._states = States(store, config, clock=clock)
+        self._callbacks = Callbacks(store, config, clock=clock, observer=observer)
+        self._runs = self._make_runs()
+        self._trials = self._make_trials(writer)
+        self._runs.trials = self._trials
+        self._membership = Membership(
+            store,
+            config,
+            self._admission,
+            name=writer,
+            clock=clock,
+            observer=observer,
+            cancel=self._runs.cancel,
+            interrupt=self._runs.interrupt,
+            known=lambda: [*self._runs.known(), *self._acceptance.claims.values(), *self._queue.starting()],
         )
-        self._definitions: OrderedDict[tuple[str, str, str], Definition] = OrderedDict()
-        self._loads: dict[tuple[str, str, str], asyncio.Task[Definition]] = {}
-        self._runs: dict[tuple[str, str], Run] = {}
-        self._claims: set[asyncio.Task[Run | Execution]] = set()
-        self._reporters: set[asyncio.Task[None]] = set()
-        self._left_behind: set[asyncio.Task[None]] = set()
-        self._threads = DaemonThreads(self.config.threads_max, name="headrace-agent")
-        self._loaders = DaemonThreads(_LOADS_MAX, name="headrace-load")
-        self.running = 0
+        self._acceptance = self._make_acceptance()
+        self._queue = Queue(
+            store,
+            config,
+            places=self._places,
+            admission=self._admission,
+            membership=self._membership,
+            start=self._acceptance.start,
+        )
+
+    def _make_store(self, database: "Database | None", writer: str) -> AgentStore:
+        if database is None:
+            return MemoryStore(clock=self._clock)
+        from headrace.agents.postgres_store import PostgresStore
+
+        return PostgresStore(database, self.config, writer=writer, clock=self._clock, observer=self._observer)
+
+    def _make_code_cache(self) -> "CodeCache":
+        from headrace.agents.code_cache import CodeCache
+
+        return CodeCache(
+            self.config.code_directory,
+            bytes_max=self.config.code_bytes_max,
+            disk_bytes_max=4 * self.config.code_bytes_max,
+            policy=CodePolicy(source_bytes_max=self.config.source_bytes_max),
+            cache=self._cache,
+            observer=self._observer,
+            clock=self._clock,
+        )
+
+    def _make_runs(self) -> Runs:
+        return Runs(
+            self._store,
+            self.config,
+            places=self._places,
+            admission=self._admission,
+            shelf=self._shelf,
+            streams=self._streams,
+            states=self._states,
+            threads=self._threads,
+            turnstile=self._turnstile,
+            clock=self._clock,
+            observer=self._observer,
+            ended=self._ended,
+        )
+
+    def _make_trials(self, writer: str) -> Trials:
+        return Trials(
+            self._store,
+            self._versions,
+            RolloutPolicy(
+                runs_min=self.config.canary_runs_min,
+                failure_margin=self.config.canary_failure_margin,
+                slowdown_max=self.config.canary_slowdown_max,
+            ),
+            writer=f"{writer}-{os.urandom(4).hex()}",
+            spawn=self._runs.spawn,
+        )
+
+    def _make_acceptance(self) -> Acceptance:
+        return Acceptance(
+            self._store,
+            self.config,
+            versions=self._versions,
+            runs=self._runs,
+            places=self._places,
+            admission=self._admission,
+            states=self._states,
+            membership=self._membership,
+            turnstile=self._turnstile,
+            guard=self.guard,
+            clock=self._clock,
+            new_id=self._new_id,
+        )
+
+    @property
+    def running(self) -> int:
         """Executions under way in this process."""
-        self.started = 0
+        return self._places.running
+
+    @property
+    def started(self) -> int:
         """Executions that began in this process."""
+        return self._runs.started
 
     async def __aenter__(self) -> Self:
-        """Open the store."""
+        """Open the store, join the other nodes, begin to take what is queued."""
         await self._store.open()
+        await self._membership.open()
+        self._runs.open()
+        self._runs.spawn(self._exchange_counts())
+        self._runs.spawn(self._open_isolation())
+        self._callbacks.open()
+        await self._queue.open()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let running executions end, put those that do not on record as interrupted, and close."""
-        await self._wait([*self._claims, *self._loads.values()], within_s=self.config.cancel_grace_s)
-        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.drain_s)
-        for run in self._runs.values():
-            run.interrupt()
-        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.cancel_grace_s)
-        for run in self._runs.values():
-            run.abandon()
-        await self._wait([run.finished for run in self._runs.values()], within_s=self.config.journal_retry_s)
-        tasks = [*self._claims, *self._loads.values(), *self._reporters, *self._left_behind]
-        for task in tasks:
-            task.cancel()
-        # An agent may swallow its cancellation for ever; it gets a moment, and then only the process's end stops it.
-        await self._wait(tasks, within_s=self.config.cancel_grace_s)
+        """Take no more, let running executions end, put those that do not on record as interrupted, and close."""
+        await self._queue.close()
+        await wait([*self._acceptance.claims], within_s=self.config.cancel_grace_s)
+        await self._runs.drain()
+        await self._callbacks.close()
+        await self._acceptance.close()
+        await self._runs.close()
+        await self._membership.close()
         await self._store.close()
         self._threads.close()
-        self._loaders.close()
-        for definition in self._definitions.values():
-            definition.unload()
-        self._definitions.clear()
+        await self._shelf.close()
+        await self._isolated.close()
+        if self._owns_code_cache:
+            await asyncio.to_thread(self.code_cache.close)
 
-    @staticmethod
-    async def _wait(futures: "Sequence[asyncio.Future[Any]]", *, within_s: float) -> None:
-        if futures:
-            await asyncio.wait(futures, timeout=within_s)
-
-    # -- deployments --------------------------------------------------------------------------------------------
+    # -- deployments -----------------------------------------------------------------------------------------------
 
     async def deploy(
         self,
@@ -139,46 +244,92 @@ class AgentHost:
         name: str | None = None,
         tags: tuple[str, ...] = (),
         timeout_s: float | None = None,
+        dependencies: tuple[str, ...] | None = None,
+        idempotent: bool = False,
+        attempts_max: int | None = None,
+        canary: float | None = None,
+        isolation: Isolation | None = None,
+        limits: Limits | None = None,
         tenant: str | None = None,
     ) -> Deployment:
-        """Load a version to see that it works, keep it, and put it into service.
+        """Load, start and check a version, keep it, and put it into service.
 
-        Raises `AgentInvalid` when it does not load and `VersionConflict` when this version stands for another source;
-        the version in service is unchanged then. Deploying the same version again is harmless.
+        With `canary`, a share between 0 and 1, it is put on trial beside the version in service instead: it gets that
+        share of the executions until `promote` or `abort`, or until it is surely worse and the trial ends by itself.
+        An `idempotent` agent may be run again for the same execution after a failure or the death of its process, up
+        to `attempts_max` times in all.
+
+        A version with `isolation="process"` is loaded, checked and executed in processes without rights, within
+        `limits`, and nowhere else: `IsolationUnavailable` names the parts that this machine lacks for it. `trusted`
+        runs in this one, if `agents.trusted_allowed`.
+
+        Raises `AgentInvalid` when it does not load, `AgentUnhealthy` when its `start` or `check` fails, and
+        `VersionConflict` when this version stands for another source, isolation or limits; the version in service is
+        unchanged then. Deploying the same version again is harmless.
         """
         tenant = tenant or "default"
-        self._bounded_timeout(timeout_s)
-        text = Source(agent_id=agent_id, version=version, text=source, entrypoint=entrypoint, timeout_s=timeout_s)
-        started = self._clock.monotonic()
-        definition = await self._load_in_thread(text)
-        deployment = Deployment(
-            deployment_id=f"dep_{self._new_id()}",
-            tenant=tenant,
-            agent_id=agent_id,
-            name=name or agent_id,
-            tags=tags,
-            source=text,
-            compile_ms=(self._clock.monotonic() - started) * 1000,
+        described = self._described(
+            Source(
+                agent_id=agent_id,
+                version=version,
+                text=source,
+                entrypoint=entrypoint,
+                timeout_s=timeout_s,
+                dependencies=dependencies or (),
+            ),
+            idempotent=idempotent,
+            attempts_max=attempts_max,
+            isolation=isolation,
+            limits=limits,
         )
-        try:
-            agent = await self._store.deploy(deployment)
-        except BaseException:
-            definition.unload()
-            raise
-        self._remember(tenant, definition)
-        await self._now_in_service(agent)
-        self._observer.on(AgentDeployed(agent_id, version, len(source.encode()), deployment.compile_ms))
-        return deployment
+        if canary is not None:
+            if not 0 < canary < 1:
+                raise InvalidRequest(f"The share of the canary is {canary}; it must be between 0 and 1.")
+            await self._versions.in_service(tenant, agent_id)
+        return await self._deploy(tenant, described, name=name or agent_id, tags=tags, canary=canary)
 
     async def rollback(self, agent_id: str, version: str, *, tenant: str | None = None) -> Agent:
-        """Put a version that was deployed before back into service."""
-        agent = await self._store.put_in_service(tenant or "default", agent_id, version)
-        await self._now_in_service(agent)
-        return agent
+        """Put a version that was deployed before back into service; a trial ends."""
+        return await self._versions.rollback(tenant or "default", agent_id, version)
+
+    async def promote(self, agent_id: str, *, tenant: str | None = None) -> Agent:
+        """Put the version on trial into service. Raises `TrialNotFound` when there is none."""
+        return await self._versions.promote(tenant or "default", agent_id)
+
+    async def abort(self, agent_id: str, *, reason: str = "by hand", tenant: str | None = None) -> Agent:
+        """End the trial; the version in service gets everything again. Raises `TrialNotFound` when there is none."""
+        return await self._versions.abort_by_hand(tenant or "default", agent_id, reason=reason)
+
+    async def alias(self, agent_id: str, alias: str, version: str | None, *, tenant: str | None = None) -> Agent:
+        """Let a name stand for a version in `execute(version=name)`; None removes it."""
+        return await self._versions.alias(tenant or "default", agent_id, alias, version)
+
+    async def undeploy(self, agent_id: str, *, tenant: str | None = None) -> int:
+        """Take an agent out of service. Executions under way end, queued ones are cancelled: how many.
+
+        Its versions and executions stay on record; deploying one of the versions again puts it back.
+        """
+        return await self._versions.undeploy(tenant or "default", agent_id)
+
+    async def version(self, agent_id: str, version: str, *, tenant: str | None = None) -> Version:
+        """A version as it was deployed, with its capabilities."""
+        return await self._versions.version(tenant or "default", agent_id, version)
 
     async def agent(self, agent_id: str, *, tenant: str | None = None) -> Agent:
         """The agent, with the version that is in service."""
-        return await self._in_service(tenant or "default", agent_id)
+        return await self._versions.in_service(tenant or "default", agent_id)
+
+    async def load(self, agent_id: str, *, tenant: str | None = None) -> None:
+        """Have the version in service loaded in this process, before it is first executed or instantiated here."""
+        await self._versions.choose(tenant or "default", agent_id, "", None)
+
+    def instantiate(self, agent_id: str, *, tenant: str | None = None) -> Any:
+        """A fresh instance of the agent, as every execution gets one: an object of its class, or its function.
+
+        All instances share the definition. It is of the version that this process saw in service last; raises
+        `AgentNotFound` when that is not loaded here, which `load`, `deploy` or an execution changes.
+        """
+        return self._versions.instance(tenant or "default", agent_id)
 
     async def agents(
         self, *, tenant: str | None = None, offset: int = 0, limit: int = 50
@@ -214,69 +365,7 @@ class AgentHost:
             executions=await self._store.totals(tenant, agent_id),
         )
 
-    async def _in_service(self, tenant: str, agent_id: str) -> Agent:
-        load_agent = partial(self._store.agent, tenant, agent_id)
-        agent: Agent | None
-        if self._cache is None:
-            agent = await load_agent()
-        else:
-            agent = await self._cache.get_or_load(f"agent:{tenant}/{agent_id}", load_agent, type=Agent | None)
-        if agent is None:
-            raise agent_not_found(agent_id)
-        return agent
-
-    async def _now_in_service(self, agent: Agent) -> None:
-        if self._cache is not None:
-            await self._cache.set(f"agent:{agent.tenant}/{agent.agent_id}", agent, type=Agent | None)
-            await self._cache.delete(f"agent-status:{agent.tenant}/{agent.agent_id}")
-
-    # -- definitions --------------------------------------------------------------------------------------------
-
-    async def _definition(self, agent: Agent) -> Definition:
-        """The loaded version that is in service; one load per version however many ask."""
-        key = (agent.tenant, agent.agent_id, agent.version)
-        definition = self._definitions.get(key)
-        if definition is not None and definition.sha256 == agent.source_sha256:
-            self._definitions.move_to_end(key)
-            return definition
-        load_task = self._loads.get(key)
-        if load_task is None:
-            load_task = asyncio.get_running_loop().create_task(self._load_definition(agent))
-            self._loads[key] = load_task
-            load_task.add_done_callback(lambda _: self._loads.pop(key, None))
-        return await asyncio.shield(load_task)
-
-    async def _load_definition(self, agent: Agent) -> Definition:
-        source = await self._store.source(agent.tenant, agent.agent_id, agent.version)
-        definition = await self._load_in_thread(source)
-        self._remember(agent.tenant, definition)
-        return definition
-
-    async def _load_in_thread(self, source: Source) -> Definition:
-        # Threads of their own: a deployment must not wait for busy agents, nor a hanging one hold up anything else.
-        if not self._loaders.reserve():
-            raise Overloaded(f"{_LOADS_MAX} sources are being loaded in this process, and none of them ends.")
-        loading = self._loaders.run(partial(load, source, bytes_max=self.config.source_bytes_max))
-        done, _ = await asyncio.wait({loading}, timeout=self.config.load_timeout_s)
-        if not done:
-            loading.add_done_callback(_unload)
-            raise AgentInvalid(
-                f"The source of {source.agent_id!r} is not loaded after {self.config.load_timeout_s:g} s.",
-                fix="Move slow work out of the module's top level, into `execute`.",
-            )
-        definition: Definition = loading.result()
-        return definition
-
-    def _remember(self, tenant: str, definition: Definition) -> None:
-        key = (tenant, definition.agent_id, definition.version)
-        replaced = self._definitions.pop(key, None)
-        if replaced is not None:
-            replaced.unload()
-        self._definitions[key] = definition
-        if len(self._definitions) > self.config.definitions_max:
-            self._definitions.popitem(last=False)[1].unload()
-
-    # -- executions ---------------------------------------------------------------------------------------------
+    # -- executions ------------------------------------------------------------------------------------------------
 
     async def execute(
         self,
@@ -287,21 +376,25 @@ class AgentHost:
         timeout: float | None = None,
         priority: Priority = "normal",
         tenant: str | None = None,
+        version: str | None = None,
+        instance: str | None = None,
     ) -> Execution:
         """Run an agent to its end and return the finished, durable execution.
 
         An `execution_id` is an idempotency key: the first call runs, any other with the same agent and input, at the
-        same time or later, gets that run's result; with another input it is an `ExecutionConflict`. The agent's own
-        failure is an execution with status `failed`, not an exception here.
+        same time or later, on any node, gets that run's result; with another input it is an `ExecutionConflict`. The
+        agent's own failure is an execution with status `failed`, not an exception here. An execution that is not over
+        when `timeout` is, because it waits for another attempt, is returned as it is then.
+
+        `version` is a version or an alias; without it, the version in service or on trial. `instance` names whose
+        `context.state` it gets; executions of one instance take turns.
+
+        Raises `Overloaded` when the process is full, `RateLimited` when the tenant's tier allows no more.
         """
-        definition, execution, deadline_s = await self._accept(agent_id, execution_id, timeout, priority, tenant)
-        if execution_id is None:
-            run = self._begin(definition, execution, input, deadline_s)
-            return await asyncio.shield(run.finished)
-        begun = await self._begin_once(definition, execution, input, deadline_s)
-        if isinstance(begun, Run):
-            return await asyncio.shield(begun.finished)
-        return await self._settled(begun, execution, within_s=deadline_s)
+        request = Request(agent_id, input, execution_id, timeout, priority, tenant or "default", version, instance)
+        begun = await self._acceptance.execute(request)
+        del request
+        return await begun.end() if isinstance(begun, Run) else begun
 
     async def submit(
         self,
@@ -312,196 +405,145 @@ class AgentHost:
         timeout: float | None = None,
         priority: Priority = "normal",
         tenant: str | None = None,
+        version: str | None = None,
+        instance: str | None = None,
+        callback_url: str | None = None,
     ) -> Execution:
-        """Start an execution and return at once; `execution` tells how it goes.
+        """Queue an execution and return it; `execution` tells how it goes, `events` what it says.
 
-        The execution is on record before this returns. If this process dies first, it is reported as `interrupted`.
+        It is on record before this returns and survives every process: any node runs it. One that had begun when its
+        node died is `interrupted`, or tried again if its agent is idempotent. `callback_url` gets a signed POST when
+        it has ended. Raises `Overloaded` when the tenant's queue is full.
         """
-        definition, execution, deadline_s = await self._accept(agent_id, execution_id, timeout, priority, tenant)
-        begun = await self._begin_once(definition, execution, input, deadline_s)
-        if isinstance(begun, Run):
-            return begun.execution
-        self._same_request(begun, execution)
-        return begun
+        tenant = tenant or "default"
+        if callback_url is not None:
+            self._callbacks.check(tenant, callback_url)
+        request = Request(agent_id, input, execution_id, timeout, priority, tenant, version, instance, callback_url)
+        execution, threaded = await self._acceptance.submit(request)
+        self._queue.wake(self._store.shard_of(tenant), threaded=threaded)
+        return execution
 
     async def execution(self, agent_id: str, execution_id: str, *, tenant: str | None = None) -> Execution:
         """An execution, finished or under way."""
         return await self._store.execution(tenant or "default", agent_id, execution_id)
 
-    async def _accept(
-        self, agent_id: str, execution_id: str | None, timeout: float | None, priority: Priority, tenant: str | None
-    ) -> tuple[Definition, Execution, float]:
-        """Everything that can be refused, before anything is written; from its return on a place is taken."""
-        self._bounded_timeout(timeout)
-        tenant = tenant or "default"
-        definition = await self._definition(await self._in_service(tenant, agent_id))
-        execution = Execution(
-            id=execution_id or self._new_id(),
-            agent_id=agent_id,
-            version=definition.version,
-            status="running",
-            tenant=tenant,
-            started_at=self._now(),
-        )
-        self._take_place(definition, priority)
-        return definition, execution, timeout or definition.timeout_s or self.config.timeout_s
+    async def cancel(self, execution_id: str, *, agent_id: str | None = None, tenant: str | None = None) -> Execution:
+        """Cancel an execution, wherever it is; what it is now.
 
-    def _take_place(self, definition: Definition, priority: Priority) -> None:
-        if self.running >= self.config.executions_max * _SHARE[priority]:
-            raise Overloaded(f"{self.running:,} executions run in this process; no more of priority {priority!r} fit.")
-        if not definition.is_async and not self._threads.reserve():
-            raise Overloaded(f"All {self.config.threads_max} threads for synchronous agents are busy.")
-        self.running += 1
+        A queued one is `cancelled` at once. One that runs is `cancelling` until its work has stopped: on this node
+        that is waited for up to `cancel_grace_s`; another node hears of it with its next beat. A synchronous agent
+        stops when its function returns. A finished one stays as it is.
+        """
+        return await self._acceptance.cancel(tenant or "default", agent_id, execution_id)
 
-    def _leave_place(self, definition: Definition) -> None:
-        self.running -= 1
-        if not definition.is_async:
-            self._threads.release()
+    async def events(
+        self, execution_id: str, *, after: int | None = None, agent_id: str | None = None, tenant: str | None = None
+    ) -> AsyncIterator[Emitted]:
+        """What an execution emits, beginning after the event with the id `after`, until it has ended.
 
-    def _bounded_timeout(self, timeout: float | None) -> None:
-        if timeout is not None and not 0 < timeout <= self.config.timeout_max_s:
+        The newest `events_max` are kept; a reader that comes or falls behind them is told by `dropped` how many it
+        missed. Submitted executions can be read from any process, direct ones where they run.
+        """
+        key = (tenant or "default", execution_id)
+        run = self._runs.find(key)
+        if run is None or agent_id not in {None, run.execution.agent_id}:
+            await self._store.execution(key[0], agent_id, execution_id)
+        else:
+            self._streams.of(run.execution, is_durable=self._runs.is_durable(key))
+        async for event in self._streams.read(*key, after=after or 0):
+            yield event
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, submission: Submission | None) -> None:
+        self._queue.place_is_free()
+        if submission is not None and submission.callback_url is not None:
+            self._callbacks.wake()
+
+    def _described(
+        self,
+        source: Source,
+        *,
+        idempotent: bool,
+        attempts_max: int | None,
+        isolation: Isolation | None,
+        limits: Limits | None,
+    ) -> Version:
+        """What is to be deployed, if it may be asked for."""
+        self._acceptance.bounded_timeout(source.timeout_s)
+        isolation = isolation or self.config.isolation_default
+        if limits is not None and isolation == "trusted":
             raise InvalidRequest(
-                f"The timeout is {timeout} s; it must be above 0 and at most {self.config.timeout_max_s:g} s.",
-                fix="Ask for less, or raise agents.timeout_max_s.",
+                "Limits are of isolated workers; this version would run in the host.",
+                fix="Deploy it with isolation `process`, or without limits.",
             )
-
-    def _begin(self, definition: Definition, execution: Execution, value: Any, deadline_s: float) -> Run:
-        """The execution as a run of this host, which a caller who leaves does not end."""
-        run = Run(
-            definition,
-            execution,
-            value,
-            deadline_s=deadline_s,
-            config=self.config,
-            threads=self._threads,
-            clock=self._clock,
-            conclude=self._conclude,
+        return Version(
+            source=source,
+            is_idempotent=idempotent,
+            attempts_max=self._attempts(attempts_max, idempotent=idempotent),
+            isolation=isolation,
+            limits=limits,
         )
-        run.start()
-        self.started += 1
-        key = (execution.tenant, execution.id)
-        self._runs[key] = run
-        run.finished.add_done_callback(partial(self._ended, key))
-        return run
 
-    def _ended(self, key: tuple[str, str], finished: "asyncio.Future[Execution]") -> None:
-        self.running -= 1
-        run = self._runs.pop(key)
-        if not run.task.done():
-            self._left_behind.add(run.task)
-            run.task.add_done_callback(self._left_behind.discard)
+    async def _deploy(
+        self, tenant: str, version: Version, *, name: str, tags: tuple[str, ...], canary: float | None
+    ) -> Deployment:
+        started = self._clock.monotonic()
+        loaded = await self._shelf.load(tenant, version)
+        compile_ms = (self._clock.monotonic() - started) * 1000
+        deployment = Deployment(
+            deployment_id=f"dep_{self._new_id()}",
+            tenant=tenant,
+            agent_id=version.source.agent_id,
+            name=name,
+            tags=tags,
+            source=version.source,
+            compile_ms=compile_ms,
+            is_idempotent=version.is_idempotent,
+            attempts_max=version.attempts_max,
+            capabilities=await self._shelf.capabilities(loaded),
+            isolation=version.isolation,
+            limits=version.limits,
+            canary=canary,
+        )
+        await self._versions.deploy(deployment, loaded)
+        return deployment
 
-    async def _begin_once(
-        self, definition: Definition, execution: Execution, value: Any, deadline_s: float
-    ) -> Run | Execution:
-        """The run of this execution id, or what the id stands for already.
-
-        To claim and to begin is one step that no leaving caller can cut in two: an id that is claimed gets its run.
-        """
-        step = asyncio.get_running_loop().create_task(self._claim_and_begin(definition, execution, value, deadline_s))
-        self._claims.add(step)
-        step.add_done_callback(self._claims.discard)
-        return await asyncio.shield(step)
-
-    async def _claim_and_begin(
-        self, definition: Definition, execution: Execution, value: Any, deadline_s: float
-    ) -> Run | Execution:
+    async def _open_isolation(self) -> None:
+        """Have warm workers before the first execution asks for one."""
         try:
-            held = await self._claim(execution, value, deadline_s)
-        except BaseException:
-            self._leave_place(definition)
-            raise
-        if held is not None:
-            self._leave_place(definition)
-            return held
-        run = self._begin(definition, execution, value, deadline_s)
-        reporter = asyncio.get_running_loop().create_task(self._report(run))
-        self._reporters.add(reporter)
-        reporter.add_done_callback(self._reporters.discard)
-        return run
+            if await self._store.has_isolated():
+                await self._isolated.open()
+        except (BackendError, IsolationUnavailable):
+            return  # whoever executes such a version gets the reason
 
-    async def _claim(self, execution: Execution, value: Any, deadline_s: float) -> Execution | None:
-        """Put the execution on record under its id, with a digest that tells whether a repeat asks for the same.
-
-        The claim carries a token of its own, so that it can be repeated when nobody knows whether it was committed.
-        """
-        execution.input_sha256 = hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
-        lease_until = self._clock.wall() + deadline_s + self.config.cancel_grace_s + self.config.lease_grace_s
-        claim = self._new_id()
-        give_up_at = self._clock.monotonic() + self.config.journal_retry_s
+    async def _exchange_counts(self) -> None:
         while True:
-            try:
-                return await self._store.claim(execution, claim=claim, lease_until=lease_until)
-            except DatabaseUnavailable:
-                if self._clock.monotonic() >= give_up_at:
-                    raise
-            await self._clock.sleep(_CLAIM_RETRY_S)
+            await self._clock.sleep(self.config.node_lease_s / BEATS_IN_A_LEASE)
+            await self._trials.exchange()
 
-    @staticmethod
-    def _same_request(held: Execution, asked: Execution) -> None:
-        if (held.agent_id, held.input_sha256) != (asked.agent_id, asked.input_sha256):
-            raise ExecutionConflict(f"The execution id {asked.id!r} was used with another agent or input.")
-
-    async def _settled(self, held: Execution, asked: Execution, *, within_s: float) -> Execution:
-        """The result of an execution that another call started: waited for, never run again."""
-        self._same_request(held, asked)
-        here = self._runs.get((held.tenant, held.id))
-        if here is not None:
-            return await asyncio.shield(here.finished)
-        give_up_at = self._clock.monotonic() + within_s
-        pause = _POLL_FIRST_S
-        while not held.is_finished and self._clock.monotonic() < give_up_at:
-            await self._clock.sleep(pause)
-            pause = min(pause * 2, _POLL_MAX_S)
-            held = await self._store.execution(held.tenant, held.agent_id, held.id)
-        return held
-
-    async def _conclude(self, execution: Execution, outcome: Outcome) -> None:
-        """Put a result on record and tell of it."""
-        execution.status, execution.output_json, execution.error = outcome.status, outcome.output_json, outcome.error
-        execution.finished_at = self._now()
-        try:
-            await self._store.finish(execution)
-        except BackendError as error:
-            self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, execution.status, str(error)))
-            raise ResultNotRecorded(
-                f"The execution {execution.id!r} ended as {execution.status!r}, but its result could not be stored"
-                f" ({error.message})"
-            ) from error
-        self._observer.on(
-            ExecutionFinished(
-                execution.agent_id,
-                execution.version,
-                execution.id,
-                execution.status,
-                execution.queue_ms,
-                execution.run_ms,
+    def _attempts(self, asked: int | None, *, idempotent: bool) -> int:
+        attempts = (_IDEMPOTENT_ATTEMPTS if idempotent else 1) if asked is None else asked
+        if not 1 <= attempts <= self.config.attempts_max:
+            raise InvalidRequest(f"attempts_max is {attempts}; it must be between 1 and {self.config.attempts_max}.")
+        if attempts > 1 and not idempotent:
+            raise InvalidRequest(
+                f"attempts_max is {attempts}, but the agent is not declared idempotent.",
+                fix="Deploy it with idempotent=True if running it twice does no harm.",
             )
-        )
-
-    async def _report(self, run: Run) -> None:
-        """Write an execution's progress down now and then, while it runs."""
-        execution = run.execution
-        reported = None
-        while not run.finished.done():
-            await asyncio.wait({run.finished}, timeout=_REPORT_S)
-            if execution.progress is not reported and not run.finished.done():
-                reported = execution.progress
-                try:
-                    await self._store.report(execution)
-                except BackendError:
-                    continue  # the shard's own event tells; the next report or the result will say it again
-
-    def _now(self) -> float:
-        # Whole microseconds, as the store keeps them: a result reads the same at once and later.
-        return round(self._clock.wall(), 6)
+        return attempts
 
     def _new_id(self) -> str:
         # Time first, so that new rows land side by side in the index; 80 random bits after it.
         return f"{int(self._clock.wall() * 1000):012x}{os.urandom(10).hex()}"
 
 
-def _unload(loading: "asyncio.Future[Definition]") -> None:
-    """Forget what was loaded too late."""
-    if not loading.cancelled() and loading.exception() is None:
-        loading.result().unload()
+def _tiers(config: AgentsConfig, tier_of: Callable[[str], str | None] | None) -> Callable[[str], TierConfig | None]:
+    tiers = {tier.name: tier for tier in config.tiers}
+    named = {tenant.name: tenant.tier for tenant in config.tenants if tenant.tier is not None}
+
+    def find(tenant: str) -> TierConfig | None:
+        name = named.get(tenant) or (tier_of(tenant) if tier_of is not None else None) or config.tier_default
+        return None if name is None else tiers.get(name)
+
+    return find

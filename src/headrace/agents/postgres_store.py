@@ -1,23 +1,26 @@
-"""Agents and executions in Postgres, on the shard of their tenant."""
+"""Agents, their versions and their trials in Postgres, on the shard of their tenant; with the executions, a store."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
 import msgspec
 
+from headrace.agents import execution_sql as sql
 from headrace.agents.config import AgentsConfig
 from headrace.agents.definition import Source
-from headrace.agents.execution import Execution, Progress
-from headrace.agents.journal import Journal
+from headrace.agents.isolation.limits import Limits
+from headrace.agents.postgres_executions import PostgresExecutions
+from headrace.agents.rollout import Tally
 from headrace.agents.store import (
+    NOT_BEGUN,
     Agent,
+    Canary,
     Deployment,
+    SharedSource,
     Totals,
+    Version,
     agent_not_found,
-    execution_not_found,
-    interrupted,
     version_conflict,
     version_not_found,
 )
@@ -27,13 +30,15 @@ from headrace.database.migrations import load_migrations, migrate
 from headrace.events import Observer
 
 _AGENT = """
-SELECT a.tenant, a.agent_id, a.name, a.tags, a.version, v.source_sha256,
+SELECT a.tenant, a.agent_id, a.name, a.tags, a.version, v.source_sha256, a.canary, a.canary_share, a.canary_trial,
+       a.aliases::text AS aliases,
        extract(epoch FROM a.created_at)::float8 AS created_at, extract(epoch FROM a.updated_at)::float8 AS updated_at
 FROM headrace_agents a JOIN headrace_agent_versions v USING (tenant, agent_id, version)
 WHERE a.tenant = $1 AND a.agent_id = $2"""
 
 _AGENTS = """
-SELECT a.tenant, a.agent_id, a.name, a.tags, a.version, v.source_sha256,
+SELECT a.tenant, a.agent_id, a.name, a.tags, a.version, v.source_sha256, a.canary, a.canary_share, a.canary_trial,
+       a.aliases::text AS aliases,
        extract(epoch FROM a.created_at)::float8 AS created_at, extract(epoch FROM a.updated_at)::float8 AS updated_at,
        coalesce(t.completed, 0)::bigint AS completed, coalesce(t.failed, 0)::bigint AS failed,
        coalesce(t.timeouts, 0)::bigint AS timeouts, count(*) OVER () AS total
@@ -46,109 +51,60 @@ WHERE a.tenant = $1 ORDER BY a.agent_id COLLATE "C" OFFSET $2 LIMIT $3"""
 
 _KEEP_VERSION = """
 INSERT INTO headrace_agent_versions
-    (tenant, agent_id, version, deployment_id, source, source_sha256, entrypoint, timeout_s, compile_ms)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
-ON CONFLICT (tenant, agent_id, version) DO UPDATE SET timeout_s = excluded.timeout_s
-RETURNING source_sha256, entrypoint"""
+    (tenant, agent_id, version, deployment_id, source, source_sha256, entrypoint, timeout_s, compile_ms,
+     is_idempotent, attempts_max, capabilities, dependencies, isolation, limits)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12::json, $13, $14, $15::json)
+ON CONFLICT (tenant, agent_id, version) DO UPDATE SET timeout_s = excluded.timeout_s,
+    is_idempotent = excluded.is_idempotent, attempts_max = excluded.attempts_max, capabilities = excluded.capabilities,
+    dependencies = excluded.dependencies
+RETURNING source_sha256, entrypoint, isolation, limits::text"""
+
+_WHAT_IT_IS = """entrypoint, timeout_s, dependencies, is_idempotent, attempts_max,
+       capabilities::text AS capabilities, isolation, limits::text AS limits
+FROM headrace_agent_versions WHERE tenant = $1 AND agent_id = $2 AND version = $3"""
+_VERSION = f"SELECT source, {_WHAT_IT_IS}"
+_VERSION_WITHOUT_SOURCE = f"SELECT source_sha256, {_WHAT_IT_IS}"
+_SOURCE = "SELECT source FROM headrace_agent_versions WHERE tenant = $1 AND agent_id = $2 AND version = $3"
+
+_HAS_ISOLATED = "SELECT EXISTS (SELECT 1 FROM headrace_agent_versions WHERE isolation = 'process')"
 
 _PUT_IN_SERVICE = """
 INSERT INTO headrace_agents (tenant, agent_id, name, tags, version) VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (tenant, agent_id)
-DO UPDATE SET name = excluded.name, tags = excluded.tags, version = excluded.version, updated_at = now()"""
+DO UPDATE SET name = excluded.name, tags = excluded.tags, version = excluded.version, updated_at = now(),
+    canary = NULL, canary_share = NULL, canary_trial = NULL"""
 
-_EXECUTION = """
-SELECT execution_id, agent_id, version, status, tenant, output::text AS output, error, progress::text AS progress,
-       queue_ms, run_ms, cpu_ms, memory_bytes, extract(epoch FROM started_at)::float8 AS started_at,
-       extract(epoch FROM finished_at)::float8 AS finished_at, input_sha256,
-       lease_until IS NOT NULL AND lease_until < now() AS is_expired
-FROM headrace_executions WHERE tenant = $1 AND execution_id = $2"""
+_PUT_ON_TRIAL = """
+UPDATE headrace_agents SET canary = $3, canary_share = $4, canary_trial = $5, updated_at = now()
+WHERE tenant = $1 AND agent_id = $2"""
 
-_CLAIM = """
-INSERT INTO headrace_executions AS e
-    (tenant, execution_id, agent_id, version, status, input_sha256, started_at, claim, lease_until)
-VALUES ($1, $2, $3, $4, $5, $6, to_timestamp($7), $8, to_timestamp($9))
-ON CONFLICT (tenant, execution_id) DO UPDATE SET claim = excluded.claim WHERE e.claim = excluded.claim"""
-
-_REPORT = """
-UPDATE headrace_executions SET status = $3, progress = $4::json
-WHERE tenant = $1 AND execution_id = $2 AND status IN ('queued', 'running')"""
-
-# One statement for a whole batch. What is finished already is left alone and not counted again, so that a batch whose
-# commit was in doubt can be written once more.
-_FINISH = """
-WITH record AS (
-    SELECT * FROM json_to_recordset($1::json) AS r (
-        tenant text, execution_id text, agent_id text, version text, status text, input_sha256 text, output text,
-        error text, progress text, queue_ms float8, run_ms float8, cpu_ms float8, memory_bytes bigint,
-        started_at float8, finished_at float8)
-), kept AS (
-    INSERT INTO headrace_executions AS e
-        (tenant, execution_id, agent_id, version, status, input_sha256, output, error, progress,
-         queue_ms, run_ms, cpu_ms, memory_bytes, started_at, finished_at)
-    SELECT tenant, execution_id, agent_id, version, status, input_sha256, output::json, error, progress::json,
-           queue_ms, run_ms, cpu_ms, memory_bytes, to_timestamp(started_at), to_timestamp(finished_at)
-    FROM record
-    ON CONFLICT (tenant, execution_id) DO UPDATE SET
-        status = excluded.status, output = excluded.output, error = excluded.error, progress = excluded.progress,
-        queue_ms = excluded.queue_ms, run_ms = excluded.run_ms, cpu_ms = excluded.cpu_ms,
-        memory_bytes = excluded.memory_bytes, started_at = excluded.started_at, finished_at = excluded.finished_at,
-        lease_until = NULL
-    WHERE e.status IN ('queued', 'running')
-    RETURNING tenant, agent_id, status
-)
-INSERT INTO headrace_agent_totals AS t (tenant, agent_id, writer, completed, failed, timeouts)
-SELECT tenant, agent_id, $2::text, count(*) FILTER (WHERE status = 'completed'),
-       count(*) FILTER (WHERE status IN ('failed', 'cancelled', 'interrupted')),
-       count(*) FILTER (WHERE status = 'timeout')
-FROM kept GROUP BY tenant, agent_id ORDER BY tenant, agent_id
-ON CONFLICT (tenant, agent_id, writer) DO UPDATE SET
-    completed = t.completed + excluded.completed, failed = t.failed + excluded.failed,
-    timeouts = t.timeouts + excluded.timeouts"""
+_END_TRIAL = """
+UPDATE headrace_agents a SET version = CASE WHEN $3 THEN a.canary ELSE a.version END, updated_at = now(),
+    canary = NULL, canary_share = NULL, canary_trial = NULL
+FROM (SELECT tenant, agent_id, canary, canary_share, canary_trial FROM headrace_agents
+      WHERE tenant = $1 AND agent_id = $2 FOR UPDATE) b
+WHERE a.tenant = b.tenant AND a.agent_id = b.agent_id AND b.canary IS NOT NULL
+  AND ($4::text IS NULL OR b.canary_trial = $4)
+RETURNING b.canary, b.canary_share, b.canary_trial"""
 
 _TOTALS = """
 SELECT coalesce(sum(completed), 0)::bigint, coalesce(sum(failed), 0)::bigint, coalesce(sum(timeouts), 0)::bigint
 FROM headrace_agent_totals WHERE tenant = $1 AND agent_id = $2"""
 
-
-class _Record(msgspec.Struct):
-    """A finished execution as one element of the JSON array that `_FINISH` reads.
-
-    Outputs travel as JSON inside a string: Postgres decodes the escapes of the array, and would refuse a `\\u0000`
-    that the json column itself may well hold.
-    """
-
-    tenant: str
-    execution_id: str
-    agent_id: str
-    version: str
-    status: str
-    input_sha256: str
-    output: str | None
-    error: str | None
-    progress: str | None
-    queue_ms: float
-    run_ms: float
-    cpu_ms: float
-    memory_bytes: int | None
-    started_at: float | None
-    finished_at: float | None
+_KEEP_TALLY = """
+INSERT INTO headrace_canary_tallies (tenant, agent_id, trial, version, writer, tally)
+SELECT $1, $2, $3, r.key, $5, r.value FROM json_each($4::json) r
+ON CONFLICT (tenant, agent_id, trial, version, writer) DO UPDATE SET tally = excluded.tally"""
 
 
-_encode = msgspec.json.Encoder().encode
-
-
-class PostgresStore:
-    """Agents and executions on the shard of their tenant; finished executions are written in groups."""
+class PostgresStore(PostgresExecutions):
+    """Agents and executions on the shard of their tenant."""
 
     def __init__(
         self, database: Database, config: AgentsConfig, *, writer: str, clock: Clock, observer: Observer
     ) -> None:
-        self._database = database
-        self._config = config
-        self._writer = writer
-        self._clock = clock
+        super().__init__(database, config, writer=writer, clock=clock)
         self._observer = observer
-        self._journals: dict[str, Journal[Execution]] = {}
 
     async def open(self) -> None:
         """Bring every shard's schema up to date; of one that is down, when it is first reached."""
@@ -156,52 +112,97 @@ class PostgresStore:
         await self._database.prepare(
             lambda node: migrate(node, migrations, clock=self._clock, observer=self._observer)
         )
-        for node in self._database.nodes.values():
-            self._journals[node.name] = Journal(
-                self._write_to(node.name),
-                batch_max=self._config.journal_batch_max,
-                retry_s=self._config.journal_retry_s,
-                clock=self._clock,
-            )
+        self._open_journals()
 
     async def close(self) -> None:
         """Write what waits."""
-        for journal in self._journals.values():
-            await journal.close()
+        await self._close_journals()
 
     async def deploy(self, deployment: Deployment) -> Agent:
-        """Keep a version and put it into service, in one transaction."""
-        source = deployment.source
+        """Keep a version and put it into service or on trial, in one transaction."""
+        source, capabilities = deployment.source, deployment.capabilities
         tenant, agent_id = deployment.tenant, deployment.agent_id
         async with self._database.transaction(key=tenant) as transaction:
             rows = await transaction.fetch(
                 _KEEP_VERSION,
                 *(tenant, agent_id, source.version, deployment.deployment_id, source.text, source.sha256),
-                *(source.entrypoint, source.timeout_s, deployment.compile_ms),
+                *(source.entrypoint, source.timeout_s, deployment.compile_ms, deployment.is_idempotent),
+                *(
+                    deployment.attempts_max,
+                    None if capabilities is None else bytes(capabilities).decode(),
+                    list(source.dependencies),
+                ),
+                *(
+                    deployment.isolation,
+                    None if deployment.limits is None else msgspec.json.encode(deployment.limits).decode(),
+                ),
             )
-            if rows[0] != (source.sha256, source.entrypoint):
+            sha256, entrypoint, isolation, limits = rows[0]
+            kept = (sha256, entrypoint, isolation, _limits(limits))
+            if kept != (source.sha256, source.entrypoint, deployment.isolation, deployment.limits):
                 raise version_conflict(source)
             await transaction.execute(
-                _PUT_IN_SERVICE, tenant, agent_id, deployment.name, list(deployment.tags), source.version
+                "DELETE FROM headrace_canary_tallies WHERE tenant = $1 AND agent_id = $2", tenant, agent_id
             )
+            if deployment.canary is None:
+                await transaction.execute(
+                    _PUT_IN_SERVICE, tenant, agent_id, deployment.name, list(deployment.tags), source.version
+                )
+            elif not await transaction.execute(
+                _PUT_ON_TRIAL, tenant, agent_id, source.version, deployment.canary, deployment.deployment_id
+            ):
+                raise agent_not_found(agent_id)
             return _agent((await transaction.fetch(_AGENT, tenant, agent_id))[0])
 
     async def put_in_service(self, tenant: str, agent_id: str, version: str) -> Agent:
-        """Switch to a version that was deployed before."""
+        """Switch to a version that was deployed before; a trial ends."""
         async with self._database.transaction(key=tenant) as transaction:
-            known = await transaction.fetch(
-                "SELECT 1 FROM headrace_agent_versions WHERE tenant = $1 AND agent_id = $2 AND version = $3",
-                *(tenant, agent_id, version),
-            )
-            if not known:
-                raise version_not_found(agent_id, version)
+            await self._require(transaction, tenant, agent_id, version)
             changed = await transaction.execute(
-                "UPDATE headrace_agents SET version = $3, updated_at = now() WHERE tenant = $1 AND agent_id = $2",
+                "UPDATE headrace_agents SET version = $3, updated_at = now(), canary = NULL, canary_share = NULL,"
+                " canary_trial = NULL WHERE tenant = $1 AND agent_id = $2",
                 *(tenant, agent_id, version),
             )
             if not changed:
                 raise agent_not_found(agent_id)
             return _agent((await transaction.fetch(_AGENT, tenant, agent_id))[0])
+
+    async def end_trial(
+        self, tenant: str, agent_id: str, *, promote: bool, trial: str | None = None
+    ) -> tuple[Agent, Canary] | None:
+        """End the trial, and with `promote` put its version into service; None if there is no such trial."""
+        async with self._database.transaction(key=tenant) as transaction:
+            rows = await transaction.fetch(_END_TRIAL, tenant, agent_id, promote, trial)
+            if not rows:
+                return None
+            agent = _agent((await transaction.fetch(_AGENT, tenant, agent_id))[0])
+            return agent, Canary(version=rows[0][0], share=rows[0][1], trial=rows[0][2])
+
+    async def name_version(self, tenant: str, agent_id: str, alias: str, version: str | None) -> Agent:
+        """Let an alias stand for a version; None removes it."""
+        async with self._database.transaction(key=tenant) as transaction:
+            if version is not None:
+                await self._require(transaction, tenant, agent_id, version)
+            named = "{}" if version is None else msgspec.json.encode({alias: version}).decode()
+            changed = await transaction.execute(
+                "UPDATE headrace_agents SET aliases = (aliases - $3::text) || $4::jsonb, updated_at = now()"
+                " WHERE tenant = $1 AND agent_id = $2",
+                *(tenant, agent_id, alias, named),
+            )
+            if not changed:
+                raise agent_not_found(agent_id)
+            return _agent((await transaction.fetch(_AGENT, tenant, agent_id))[0])
+
+    async def undeploy(self, tenant: str, agent_id: str) -> int:
+        """Take an agent out of service; its versions stay. Queued executions are cancelled: how many."""
+        async with self._database.transaction(key=tenant) as transaction:
+            gone = await transaction.execute(
+                "DELETE FROM headrace_agents WHERE tenant = $1 AND agent_id = $2", tenant, agent_id
+            )
+            if not gone:
+                raise agent_not_found(agent_id)
+            rows = await transaction.fetch(sql.CANCEL_QUEUED, tenant, agent_id, NOT_BEGUN, self._writer)
+            return int(rows[0][0])
 
     async def agent(self, tenant: str, agent_id: str) -> Agent | None:
         """One agent."""
@@ -224,84 +225,81 @@ class PostgresStore:
         rows = await self._database.fetch(_TOTALS, tenant, agent_id, key=tenant, read_only=True)
         return Totals(*rows[0])
 
-    async def source(self, tenant: str, agent_id: str, version: str) -> Source:
-        """The source of a version."""
+    async def version(
+        self, tenant: str, agent_id: str, version: str, *, shared: SharedSource | None = None
+    ) -> Version:
+        """A version; its source from here only if `shared` does not have it."""
+        key = (tenant, agent_id, version)
         row = await self._database.fetch_one(
-            "SELECT source, entrypoint, timeout_s FROM headrace_agent_versions"
-            " WHERE tenant = $1 AND agent_id = $2 AND version = $3",
-            *(tenant, agent_id, version),
-            key=tenant,
-            read_only=True,
+            _VERSION if shared is None else _VERSION_WITHOUT_SOURCE, *key, key=tenant, read_only=True
         )
         if row is None:
             raise version_not_found(agent_id, version)
-        return Source(
-            agent_id=agent_id, version=version, text=row.source, entrypoint=row.entrypoint, timeout_s=row.timeout_s
+        text = row.source if shared is None else await shared(row.source_sha256)
+        if text is None:
+            text = await self._database.fetch_value(_SOURCE, *key, key=tenant, read_only=True)
+        source = Source(
+            agent_id=agent_id,
+            version=version,
+            text=text,
+            entrypoint=row.entrypoint,
+            timeout_s=row.timeout_s,
+            dependencies=tuple(row.dependencies),
+        )
+        return Version(
+            source=source,
+            is_idempotent=row.is_idempotent,
+            attempts_max=row.attempts_max,
+            capabilities=None if row.capabilities is None else msgspec.Raw(row.capabilities.encode()),
+            isolation=row.isolation,
+            limits=_limits(row.limits),
         )
 
-    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
-        """Reserve the execution's id."""
-        tenant = execution.tenant
-        claimed = await self._database.execute(
-            _CLAIM,
-            *(tenant, execution.id, execution.agent_id, execution.version, execution.status, execution.input_sha256),
-            *(execution.started_at, claim, lease_until),
+    async def has_isolated(self) -> bool:
+        """Whether a version of any tenant runs in isolated processes."""
+        for shard in self.shards:
+            rows = await self._database.nodes[shard].fetch(_HAS_ISOLATED, ())
+            if rows[0][0]:
+                return True
+        return False
+
+    async def tally(
+        self, tenant: str, agent_id: str, trial: str, mine: dict[str, Tally], *, writer: str
+    ) -> dict[str, Tally]:
+        """Keep this writer's counts of a trial by version; those of all others together."""
+        counts = msgspec.json.encode(mine).decode()
+        await self._database.execute(_KEEP_TALLY, tenant, agent_id, trial, counts, writer, key=tenant)
+        rows = await self._database.fetch(
+            "SELECT version, tally::text FROM headrace_canary_tallies"
+            " WHERE tenant = $1 AND agent_id = $2 AND trial = $3 AND writer <> $4",
+            *(tenant, agent_id, trial, writer),
             key=tenant,
+            read_only=True,
         )
-        if claimed:
-            return None
-        row = await self._database.fetch_one(_EXECUTION, tenant, execution.id, key=tenant, read_only=True)
-        return None if row is None else _execution(row)
+        together: dict[str, Tally] = {}
+        for version, text in rows:
+            tally = msgspec.json.decode(text, type=Tally)
+            together[version] = together[version].plus(tally) if version in together else tally
+        return together
 
-    async def report(self, execution: Execution) -> None:
-        """Keep the progress of a claimed execution."""
-        progress = None if execution.progress is None else _encode(execution.progress).decode()
-        await self._database.execute(
-            _REPORT, execution.tenant, execution.id, execution.status, progress, key=execution.tenant
+    @staticmethod
+    async def _require(transaction: Any, tenant: str, agent_id: str, version: str) -> None:
+        known = await transaction.fetch(
+            "SELECT 1 FROM headrace_agent_versions WHERE tenant = $1 AND agent_id = $2 AND version = $3",
+            *(tenant, agent_id, version),
         )
-
-    async def finish(self, execution: Execution) -> None:
-        """Keep a finished execution."""
-        await self._journals[self._database.locate(execution.tenant).shard].append(execution)
-
-    async def execution(self, tenant: str, agent_id: str, execution_id: str) -> Execution:
-        """An execution."""
-        row = await self._database.fetch_one(_EXECUTION, tenant, execution_id, key=tenant, read_only=True)
-        if row is None or row.agent_id != agent_id:
-            raise execution_not_found(agent_id, execution_id)
-        return _execution(row)
-
-    def _write_to(self, shard: str) -> Callable[[Sequence[Execution]], Awaitable[None]]:
-        node = self._database.nodes[shard]
-
-        async def write(executions: Sequence[Execution]) -> None:
-            records = _encode([_record(execution) for execution in executions]).decode()
-            await node.execute(_FINISH, (records, self._writer))
-
-        return write
+        if not known:
+            raise version_not_found(agent_id, version)
 
 
-def _record(execution: Execution) -> _Record:
-    return _Record(
-        execution.tenant,
-        execution.id,
-        execution.agent_id,
-        execution.version,
-        execution.status,
-        execution.input_sha256,
-        None if execution.output_json is None else execution.output_json.decode(),
-        execution.error,
-        None if execution.progress is None else _encode(execution.progress).decode(),
-        execution.queue_ms,
-        execution.run_ms,
-        execution.cpu_ms,
-        execution.memory_bytes,
-        execution.started_at,
-        execution.finished_at,
-    )
+def _limits(text: str | None) -> Limits | None:
+    return None if text is None else msgspec.json.decode(text, type=Limits)
 
 
 def _agent(row: Any) -> Agent:
+    canary = None
+    if row.canary is not None:
+        canary = Canary(version=row.canary, share=row.canary_share, trial=row.canary_trial)
     return Agent(
         tenant=row.tenant,
         agent_id=row.agent_id,
@@ -311,25 +309,6 @@ def _agent(row: Any) -> Agent:
         source_sha256=row.source_sha256,
         created_at=row.created_at,
         updated_at=row.updated_at,
+        canary=canary,
+        aliases=msgspec.json.decode(row.aliases, type=dict[str, str]),
     )
-
-
-def _execution(row: Any) -> Execution:
-    execution = Execution(
-        id=row.execution_id,
-        agent_id=row.agent_id,
-        version=row.version,
-        status=row.status,
-        tenant=row.tenant,
-        output_json=None if row.output is None else row.output.encode(),
-        error=row.error,
-        progress=None if row.progress is None else msgspec.json.decode(row.progress, type=Progress),
-        queue_ms=row.queue_ms,
-        run_ms=row.run_ms,
-        cpu_ms=row.cpu_ms,
-        memory_bytes=row.memory_bytes,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-        input_sha256=row.input_sha256,
-    )
-    return interrupted(execution) if row.is_expired and not execution.is_finished else execution

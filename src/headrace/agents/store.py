@@ -1,15 +1,34 @@
-"""Where agents and executions are kept: in memory, for tests and small uses."""
+"""What the host keeps, and what it needs of a store: agents and their versions, executions, the queue, the nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
+from headrace.agents.admission import Ledger
+from headrace.agents.config import Isolation
 from headrace.agents.definition import Source
-from headrace.agents.execution import Execution
-from headrace.clock import Clock
+from headrace.agents.execution import Execution, Priority
+from headrace.agents.isolation.limits import Limits
+from headrace.agents.rollout import Tally
 from headrace.errors import AgentNotFound, ExecutionNotFound, VersionConflict, VersionNotFound
+
+Key = tuple[str, str]
+"""Tenant and execution id."""
+
+SharedSource = Callable[[str], Awaitable[str | None]]
+"""The source of a SHA-256, from wherever else it may be; None if it is not there."""
+
+
+class Canary(msgspec.Struct, frozen=True, kw_only=True):
+    """A version on trial beside the one in service."""
+
+    version: str
+    share: float
+    """Of the executions, between 0 and 1."""
+    trial: str
+    """The deployment that began it: two trials of one version are not counted together."""
 
 
 class Agent(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +42,23 @@ class Agent(msgspec.Struct, frozen=True, kw_only=True):
     source_sha256: str
     created_at: float
     updated_at: float
+    canary: Canary | None = None
+    aliases: dict[str, str] = {}
+    """Names for versions."""
+
+
+class Version(msgspec.Struct, frozen=True, kw_only=True):
+    """A version of an agent; what it stands for never changes."""
+
+    source: Source
+    is_idempotent: bool = False
+    """Whether an execution that failed or was interrupted may be tried again."""
+    attempts_max: int = 1
+    capabilities: msgspec.Raw | None = None
+    """What its `get_capabilities` returned when it was deployed, as JSON."""
+    isolation: Isolation = "trusted"
+    limits: Limits | None = None
+    """Of its workers; None: `agents.limits`."""
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -35,7 +71,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A version of an agent that entered service."""
+    """A version of an agent that entered service, or a trial."""
 
     deployment_id: str
     tenant: str
@@ -44,10 +80,102 @@ class Deployment:
     tags: tuple[str, ...]
     source: Source
     compile_ms: float
+    is_idempotent: bool = False
+    attempts_max: int = 1
+    capabilities: msgspec.Raw | None = None
+    isolation: Isolation = "trusted"
+    limits: Limits | None = None
+    canary: float | None = None
+    """The share of a canary; None: the version is in service."""
+
+
+class Submission(msgspec.Struct, kw_only=True):
+    """An execution that is on record before it ends, and all that is needed to run it, here or elsewhere."""
+
+    execution: Execution
+    claim: str
+    """Tells a repeated write from a second caller."""
+    owner: str | None = None
+    """The node that has it; None: it waits for one."""
+    input_json: bytes | None = None
+    """None: it is not kept, because nobody else may run it."""
+    attempts_max: int = 1
+    head_start_s: float = 0.0
+    """By how much it goes before those of normal priority; what waits longer than that goes first all the same."""
+    timeout_s: float
+    threaded: bool = False
+    """Whether it needs a thread."""
+    asked_version: str | None = None
+    instance: str | None = None
+    callback_url: str | None = None
+    waited_ms: float = 0.0
+    """From its submission until it was taken."""
+
+    @property
+    def key(self) -> Key:
+        """What it is known by."""
+        return self.execution.tenant, self.execution.id
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a node learns when it renews its lease."""
+
+    is_member: bool
+    """False: the lease had ended and what the node owned was given to others."""
+    living: int
+    cancelled: tuple[Key, ...]
+    """Its executions that somebody asked to cancel."""
+    ledgers: dict[str, Ledger]
+
+
+@dataclass(frozen=True, slots=True)
+class Reaped:
+    """What became of the executions of nodes that died."""
+
+    nodes: tuple[str, ...] = ()
+    returned: int = 0
+    """Had not begun, or may be tried again: they are queued."""
+    ended: int = 0
+    """Were under way: they are interrupted, or cancelled if somebody had asked for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """A finished execution that somebody wants to hear of."""
+
+    execution: Execution
+    url: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """An emitted event as it is kept."""
+
+    tenant: str
+    execution_id: str
+    id: int
+    data_json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What an agent instance remembers; version 0: nothing yet."""
+
+    version: int
+    value_json: bytes
 
 
 class AgentStore(Protocol):
     """What the host needs of a store. Every write is safe to repeat."""
+
+    @property
+    def shards(self) -> Sequence[str]:
+        """The parts that are queued, owned and reaped apart."""
+
+    def shard_of(self, tenant: str) -> str:
+        """The part that holds a tenant."""
 
     async def open(self) -> None:
         """Get ready."""
@@ -55,11 +183,27 @@ class AgentStore(Protocol):
     async def close(self) -> None:
         """Finish what waits and let go."""
 
+    # -- agents ----------------------------------------------------------------------------------------------------
+
     async def deploy(self, deployment: Deployment) -> Agent:
-        """Keep a version and put it into service; the same version with another source is a `VersionConflict`."""
+        """Keep a version and put it into service, or on trial.
+
+        With another source, isolation or limits than it has, it is a `VersionConflict`.
+        """
 
     async def put_in_service(self, tenant: str, agent_id: str, version: str) -> Agent:
-        """Switch to a version that was deployed before."""
+        """Switch to a version that was deployed before; a trial ends."""
+
+    async def end_trial(
+        self, tenant: str, agent_id: str, *, promote: bool, trial: str | None = None
+    ) -> tuple[Agent, Canary] | None:
+        """End the trial, and with `promote` put its version into service; None if there is no such trial."""
+
+    async def name_version(self, tenant: str, agent_id: str, alias: str, version: str | None) -> Agent:
+        """Let an alias stand for a version; None removes it."""
+
+    async def undeploy(self, tenant: str, agent_id: str) -> int:
+        """Take an agent out of service; its versions stay. Queued executions are cancelled: how many."""
 
     async def agent(self, tenant: str, agent_id: str) -> Agent | None:
         """One agent."""
@@ -70,23 +214,95 @@ class AgentStore(Protocol):
     async def totals(self, tenant: str, agent_id: str) -> Totals:
         """The finished executions of an agent."""
 
-    async def source(self, tenant: str, agent_id: str, version: str) -> Source:
-        """The source of a version."""
+    async def version(
+        self, tenant: str, agent_id: str, version: str, *, shared: SharedSource | None = None
+    ) -> Version:
+        """A version. `shared` is asked for its source before the store's own copy is read."""
 
-    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
-        """Reserve the execution's id; None if it is ours now, else what that id stands for already.
+    async def has_isolated(self) -> bool:
+        """Whether a version of any tenant runs in isolated processes."""
 
-        To repeat a call with the same `claim` is safe: it is recognised as ours.
+    async def tally(
+        self, tenant: str, agent_id: str, trial: str, mine: dict[str, Tally], *, writer: str
+    ) -> dict[str, Tally]:
+        """Keep this writer's counts of a trial by version; those of all others together."""
+
+    # -- executions ------------------------------------------------------------------------------------------------
+
+    async def submit(self, submission: Submission) -> Execution | None:
+        """Put an execution on record; None if its id is ours now, else what that id stands for already."""
+
+    async def take(
+        self, shard: str, *, owner: str, threaded: bool, limit: int, free: dict[str, int], free_default: int
+    ) -> list[Submission]:
+        """Own up to `limit` queued executions, tenants in turn, within the places that each has left."""
+
+    async def begin(self, submission: Submission) -> bool:
+        """Note that an attempt begins; False if it is not ours any more."""
+
+    async def give_back(self, submission: Submission, *, delay_s: float) -> None:
+        """Let others have what was taken and has not begun."""
+
+    async def give_back_unknown(self, shard: str, *, owner: str, threaded: bool, known: Sequence[Key]) -> None:
+        """Let others have what was taken without our knowing, after an answer was lost."""
+
+    async def disown(self, shard: str, *, owner: str, known: Sequence[Key], older_than_s: float) -> None:
+        """Leave what began under our name without our knowing to the next reaping."""
+
+    async def retry(self, submission: Submission, *, error: str | None, delay_s: float) -> bool:
+        """Queue an attempt that failed again; False if it is not ours any more or was cancelled."""
+
+    async def report(self, shard: str, submissions: Sequence[Submission]) -> None:
+        """Keep the progress of executions that are ours."""
+
+    async def finish(self, execution: Execution, *, owner: str | None = None) -> Execution:
+        """Keep a finished execution; return what is on record when it is durable.
+
+        The first result of an id stays, and only its owner's attempt can be it.
         """
 
-    async def report(self, execution: Execution) -> None:
-        """Keep the progress of a claimed execution."""
+    async def cancel(self, tenant: str, agent_id: str | None, execution_id: str) -> Execution:
+        """Cancel what is queued, tell the owner of what runs; what it is now."""
 
-    async def finish(self, execution: Execution) -> None:
-        """Keep a finished execution; return when it is durable. The first result of an id stays."""
+    async def execution(self, tenant: str, agent_id: str | None, execution_id: str) -> Execution:
+        """An execution; of no agent in particular if None."""
 
-    async def execution(self, tenant: str, agent_id: str, execution_id: str) -> Execution:
-        """An execution; one whose lease ended without a result is `interrupted`."""
+    async def forget(self, shard: str, *, older_than_s: float, limit: int) -> int:
+        """Delete finished executions of before; how many."""
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    async def join(self, shard: str, node: str, *, lease_s: float) -> None:
+        """Be a node."""
+
+    async def beat(self, shard: str, node: str, *, lease_s: float, tenants: Sequence[str]) -> Beat:
+        """Renew the lease."""
+
+    async def reap(self, shard: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
+        """End the nodes whose lease is over, and decide what becomes of their executions."""
+
+    async def leave(self, shard: str, node: str) -> None:
+        """End one's own lease."""
+
+    # -- events, states, callbacks ---------------------------------------------------------------------------------
+
+    async def keep_events(self, shard: str, events: Sequence[Kept], *, events_max: int) -> None:
+        """Keep emitted events, of each execution the newest."""
+
+    async def events(self, tenant: str, execution_id: str, *, after: int, limit: int) -> list[Kept]:
+        """Kept events with higher ids."""
+
+    async def state(self, tenant: str, agent_id: str, instance: str, *, known: int) -> State | None:
+        """The state of an instance; None if it is still the version that is known."""
+
+    async def keep_state(self, tenant: str, agent_id: str, instance: str, state: State) -> bool:
+        """Keep a state whose version is one above the kept one; False if somebody else did so before."""
+
+    async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
+        """Callbacks to try now; nobody else gets them for `within_s`."""
+
+    async def callback_done(self, callback: Callback, *, again_in_s: float | None) -> None:
+        """It was sent or given up, or is to be tried again."""
 
 
 def merged(parts: Sequence[Totals]) -> Totals:
@@ -94,137 +310,6 @@ def merged(parts: Sequence[Totals]) -> Totals:
     return Totals(
         sum(part.completed for part in parts), sum(part.failed for part in parts), sum(part.timeout for part in parts)
     )
-
-
-class MemoryStore:
-    """Keeps everything in this process, of finished executions the newest `executions_max`; gone when it ends."""
-
-    def __init__(self, *, clock: Clock, executions_max: int = 10_000) -> None:
-        self._clock = clock
-        self._executions_max = executions_max
-        self._claims: dict[tuple[str, str], str] = {}
-        self._agents: dict[tuple[str, str], Agent] = {}
-        self._versions: dict[tuple[str, str, str], Source] = {}
-        self._executions: dict[tuple[str, str], tuple[Execution, float]] = {}
-        self._totals: dict[tuple[str, str], Totals] = {}
-
-    async def open(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Forget everything."""
-        self._agents.clear()
-        self._versions.clear()
-        self._executions.clear()
-        self._claims.clear()
-        self._totals.clear()
-
-    async def deploy(self, deployment: Deployment) -> Agent:
-        """Keep a version and put it into service."""
-        source = deployment.source
-        key = (deployment.tenant, deployment.agent_id, source.version)
-        known = self._versions.setdefault(key, source)
-        if known.text != source.text or known.entrypoint != source.entrypoint:
-            raise version_conflict(source)
-        self._versions[key] = source
-        now = self._clock.wall()
-        before = self._agents.get(key[:2])
-        agent = Agent(
-            tenant=deployment.tenant,
-            agent_id=deployment.agent_id,
-            name=deployment.name,
-            tags=deployment.tags,
-            version=source.version,
-            source_sha256=source.sha256,
-            created_at=before.created_at if before else now,
-            updated_at=now,
-        )
-        self._agents[key[:2]] = agent
-        return agent
-
-    async def put_in_service(self, tenant: str, agent_id: str, version: str) -> Agent:
-        """Switch to a version that was deployed before."""
-        agent = self._agents.get((tenant, agent_id))
-        if agent is None:
-            raise agent_not_found(agent_id)
-        source = await self.source(tenant, agent_id, version)
-        agent = msgspec.structs.replace(
-            agent, version=version, source_sha256=source.sha256, updated_at=self._clock.wall()
-        )
-        self._agents[tenant, agent_id] = agent
-        return agent
-
-    async def agent(self, tenant: str, agent_id: str) -> Agent | None:
-        """One agent."""
-        return self._agents.get((tenant, agent_id))
-
-    async def agents(self, tenant: str, *, offset: int, limit: int) -> tuple[list[tuple[Agent, Totals]], int]:
-        """A page of agents by id."""
-        mine = sorted(key for key in self._agents if key[0] == tenant)
-        page = [(self._agents[key], self._totals.get(key, Totals())) for key in mine[offset : offset + limit]]
-        return page, len(mine)
-
-    async def totals(self, tenant: str, agent_id: str) -> Totals:
-        """The finished executions of an agent."""
-        return self._totals.get((tenant, agent_id), Totals())
-
-    async def source(self, tenant: str, agent_id: str, version: str) -> Source:
-        """The source of a version."""
-        source = self._versions.get((tenant, agent_id, version))
-        if source is None:
-            raise version_not_found(agent_id, version)
-        return source
-
-    async def claim(self, execution: Execution, *, claim: str, lease_until: float) -> Execution | None:
-        """Reserve the execution's id."""
-        key = (execution.tenant, execution.id)
-        held = self._executions.get(key)
-        if held is not None:
-            return None if self._claims.get(key) == claim else self._as_of_now(*held)
-        self._executions[key] = (msgspec.structs.replace(execution), lease_until)
-        self._claims[key] = claim
-        return None
-
-    async def report(self, execution: Execution) -> None:
-        """Keep the progress of a claimed execution."""
-        held, lease_until = self._executions[execution.tenant, execution.id]
-        if not held.is_finished:
-            replaced = msgspec.structs.replace(held, status=execution.status, progress=execution.progress)
-            self._executions[execution.tenant, execution.id] = (replaced, lease_until)
-
-    async def finish(self, execution: Execution) -> None:
-        """Keep a finished execution."""
-        key = (execution.tenant, execution.id)
-        held = self._executions.get(key)
-        if held is not None and held[0].is_finished:
-            return
-        self._claims.pop(key, None)
-        self._executions.pop(key, None)
-        self._executions[key] = (msgspec.structs.replace(execution), 0.0)
-        self._forget_oldest()
-        agent = (execution.tenant, execution.agent_id)
-        self._totals[agent] = merged([self._totals.get(agent, Totals()), counted(execution)])
-
-    async def execution(self, tenant: str, agent_id: str, execution_id: str) -> Execution:
-        """An execution."""
-        held = self._executions.get((tenant, execution_id))
-        if held is None or held[0].agent_id != agent_id:
-            raise execution_not_found(agent_id, execution_id)
-        return self._as_of_now(*held)
-
-    def _forget_oldest(self) -> None:
-        """Bound the memory: of finished executions only the newest are kept. Those under way stand in front or not
-        at all, since finishing moves an execution to the end."""
-        while len(self._executions) > self._executions_max:
-            key = next((key for key, (held, _) in self._executions.items() if held.is_finished), None)
-            if key is None:
-                return
-            del self._executions[key]
-
-    def _as_of_now(self, execution: Execution, lease_until: float) -> Execution:
-        if not execution.is_finished and self._clock.wall() > lease_until:
-            return interrupted(execution)
-        return msgspec.structs.replace(execution)
 
 
 def counted(execution: Execution) -> Totals:
@@ -238,9 +323,14 @@ def counted(execution: Execution) -> Totals:
 
 def interrupted(execution: Execution) -> Execution:
     """An execution whose process ended before it did."""
-    return msgspec.structs.replace(
-        execution, status="interrupted", error="The process that ran it ended; it may have run in part."
-    )
+    return msgspec.structs.replace(execution, status="interrupted", error=INTERRUPTED)
+
+
+INTERRUPTED = "The process that ran it ended; it may have run in part."
+NOT_BEGUN = "It was cancelled before it began."
+
+HEAD_STARTS: dict[Priority, Literal[-1, 0, 1]] = {"low": -1, "normal": 0, "high": 1}
+"""In units of `agents.ageing_s`."""
 
 
 def agent_not_found(agent_id: str) -> AgentNotFound:
@@ -254,10 +344,14 @@ def version_not_found(agent_id: str, version: str) -> VersionNotFound:
 
 
 def version_conflict(source: Source) -> VersionConflict:
-    """The error for a version that stands for another source already."""
-    return VersionConflict(f"The agent {source.agent_id!r} has a version {source.version!r} with another source.")
+    """The error for a version that stands for something else already."""
+    return VersionConflict(
+        f"The agent {source.agent_id!r} has a version {source.version!r} with another source, isolation or limits."
+    )
 
 
-def execution_not_found(agent_id: str, execution_id: str) -> ExecutionNotFound:
+def execution_not_found(agent_id: str | None, execution_id: str) -> ExecutionNotFound:
     """The error for an execution that nobody started."""
+    if agent_id is None:
+        return ExecutionNotFound(f"There is no execution {execution_id!r}.")
     return ExecutionNotFound(f"The agent {agent_id!r} has no execution {execution_id!r}.")

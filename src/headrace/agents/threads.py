@@ -32,6 +32,11 @@ class DaemonThreads:
         self.busy += 1
         return True
 
+    @property
+    def free(self) -> int:
+        """Places that are not taken."""
+        return self._threads_max - self.busy
+
     def release(self) -> None:
         """Give back a place that was reserved and not used."""
         self.busy -= 1

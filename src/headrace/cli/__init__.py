@@ -11,6 +11,9 @@ _VERBS = {
     "agents": "headrace.cli.agents",
     "bench": "headrace.cli.bench",
     "doctor": "headrace.cli.doctor",
+    "indexes": "headrace.cli.indexes",
+    "keys": "headrace.cli.keys",
+    "shards": "headrace.cli.shards",
     "up": "headrace.cli.up",
 }
 

@@ -2,22 +2,34 @@
 
 import http.client
 import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from headrace.errors import BackendError, CallerError
 
 _TIMEOUT_S = 120.0
+_RECONNECTS_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A server-sent event."""
+
+    event: str
+    id: str
+    data: Any
 
 
 class Client:
     """Calls to one running service."""
 
     def __init__(self, url: str, *, token: str | None = None) -> None:
-        parts = _parts(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._url = f"{parts.scheme}://{parts.netloc}"
-        self._connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT_S)
+        self._parts = _parts(url)
+        self._url = f"{self._parts.scheme}://{self._parts.netloc}"
+        self._connection = self._connect()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def get(self, path: str) -> Any:
@@ -28,6 +40,48 @@ class Client:
         """The JSON answer to a JSON body."""
         return self._call("POST", path, json.dumps(body).encode())
 
+    def put(self, path: str, body: Any) -> Any:
+        """The JSON answer to a JSON body."""
+        return self._call("PUT", path, json.dumps(body).encode())
+
+    def delete(self, path: str) -> Any:
+        """The JSON answer."""
+        return self._call("DELETE", path)
+
+    def events(self, path: str, *, after: str = "") -> Iterator[Frame]:
+        """The events of a stream until its end; a connection that breaks is made again, after the last one."""
+        for _ in range(_RECONNECTS_MAX):
+            for frame in self._events_once(path, after):
+                yield frame
+                if frame.event in {"end", "problem"}:
+                    return
+                after = frame.id or after
+        raise BackendError(f"{self._url}{path} ended {_RECONNECTS_MAX} times before its end.")
+
+    def _events_once(self, path: str, after: str) -> Iterator[Frame]:
+        headers = {**self._headers, **({"Last-Event-ID": after} if after else {})}
+        with closing(self._connect()) as connection:
+            try:
+                connection.request("GET", path, headers=headers)
+                response = connection.getresponse()
+                if response.status >= 400:
+                    raise _problem(response.status, response.read())
+                lines: list[str] = []
+                for line in response:
+                    if text := line.decode().rstrip("\r\n"):
+                        lines.append(text)
+                    elif frame := _frame(lines):
+                        lines = []
+                        yield frame
+                    else:
+                        lines = []
+            except (OSError, http.client.HTTPException) as error:
+                raise self._silent(error) from error
+
+    def _connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        return kind(self._parts.hostname or "", self._parts.port, timeout=_TIMEOUT_S)
+
     def _call(self, method: str, path: str, body: bytes | None = None) -> Any:
         headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
         try:
@@ -35,9 +89,7 @@ class Client:
             response = self._connection.getresponse()
             text = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise BackendError(
-                f"{self._url} does not answer: {error}.", fix="Start it with `headrace up`, or name it with --url."
-            ) from error
+            raise self._silent(error) from error
         try:
             value = json.loads(text)
         except ValueError:
@@ -49,9 +101,30 @@ class Client:
                 fix="Is this a headrace service?",
             )
         if response.status >= 400:
-            kind = CallerError if response.status < 500 else BackendError
-            raise kind(value.get("detail", text.decode(errors="replace")), fix=value.get("fix"))
+            raise _problem(response.status, text)
         return value
+
+    def _silent(self, error: Exception) -> BackendError:
+        return BackendError(
+            f"{self._url} does not answer: {error}.", fix="Start it with `headrace up`, or name it with --url."
+        )
+
+
+def _problem(status: int, text: bytes) -> CallerError | BackendError:
+    kind = CallerError if status < 500 else BackendError
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = {}
+    return kind(value.get("detail", text.decode(errors="replace")), fix=value.get("fix"))
+
+
+def _frame(lines: list[str]) -> Frame | None:
+    """A frame of its lines; None for a comment or a hint to the browser."""
+    fields = dict(line.split(": ", 1) for line in lines if ": " in line and not line.startswith(":"))
+    if "data" not in fields:
+        return None
+    return Frame(fields.get("event", "message"), fields.get("id", ""), json.loads(fields["data"]))
 
 
 def _parts(url: str) -> SplitResult:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _EXTENSIONS = ("hypopg", "pg_stat_statements")
 _CAPABILITIES = """
 SELECT current_setting('server_version'),
-       coalesce(array_agg(name) FILTER (WHERE name = ANY('{hypopg,pg_stat_statements}')), '{}')
+       coalesce(array_agg(name) FILTER (WHERE name = ANY('{hypopg,pg_stat_statements}')), '{}'),
+       current_setting('wal_level'), current_setting('max_slot_wal_keep_size')
 FROM pg_available_extensions"""
 
 State = Literal["ok", "fallback", "missing"]
@@ -50,7 +51,7 @@ def doctor(*, config_path: Path | None, as_json: bool) -> None:
     from headrace.config import leaves, load_config
 
     config = load_config(config_path, environment=os.environ)
-    findings = [*_interpreter(), *_libraries(), *_servers(config.embedded.postgres), *_kernel()]
+    findings = [*_interpreter(), *_libraries(), *_servers(config.embedded.postgres), *_kernel(), *_isolation()]
     findings += asyncio.run(_reachable(config))
     settings = [(name, str(value)) for name, value in leaves(config)]
     if as_json:
@@ -134,6 +135,17 @@ def _kernel() -> Iterator[Finding]:
     )
 
 
+def _isolation() -> Iterator[Finding]:
+    from headrace.agents.isolation import probe
+
+    found = probe()
+    if found.level == "process":
+        yield Finding("isolation of agents", "ok", f"process: every part works; Landlock ABI {found.landlock_abi}")
+    else:
+        lacking = "; ".join(map(str, found.missing))
+        yield Finding("isolation of agents", "fallback", f"trusted only; `process` is refused, it lacks {lacking}")
+
+
 async def _reachable(config: "Config") -> list[Finding]:
     """Ask the servers that the configuration names."""
     found = []
@@ -163,11 +175,12 @@ async def _shards(config: "DatabaseConfig") -> list[Finding]:
 
     # The nodes are asked one by one, without opening the Database: that would make a new shard keep the map.
     database = Database(config)
-    return list(await asyncio.gather(*(_shard(node, database.shard_map) for node in database.nodes.values())))
+    names = [shard.name for shard in config.shards]
+    return list(await asyncio.gather(*(_shard(node, database.shard_map, names) for node in database.nodes.values())))
 
 
-async def _shard(node: "Node", shard_map: "ShardMap") -> Finding:
-    from headrace.database.kept_map import KeptMap, check_map, read_map
+async def _shard(node: "Node", shard_map: "ShardMap", names: list[str]) -> Finding:
+    from headrace.database.kept_map import KeptMap, check_fits, check_map, read_map
     from headrace.errors import HeadraceError
 
     try:
@@ -176,11 +189,17 @@ async def _shard(node: "Node", shard_map: "ShardMap") -> Finding:
         kept = await read_map(node)
         if kept is not None:
             check_map(kept, KeptMap(node.name, shard_map))
+            if kept.shard_map.epoch > shard_map.epoch:
+                check_fits(kept.shard_map, shard_map, names)
     except HeadraceError as error:
         return Finding(node.name, "missing", f"{error.message} ({node.address})")
     finally:
         await node.close()
-    version, extensions = rows[0]
+    version, extensions, wal_level, keep = rows[0]
     lacking = sorted(set(_EXTENSIONS) - set(extensions))
     detail = f"Postgres {version}" + (f", without {', '.join(lacking)}" if lacking else "")
-    return Finding(node.name, "fallback" if lacking else "ok", detail)
+    if wal_level != "logical":
+        detail += f"; query cache invalidation: own writes and TTL only (wal_level is {wal_level}, not logical)"
+    elif keep == "-1":
+        detail += "; query cache: max_slot_wal_keep_size is not set, a stuck change stream could fill the disk"
+    return Finding(node.name, "fallback" if lacking or wal_level != "logical" else "ok", detail)

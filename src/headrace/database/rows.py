@@ -1,6 +1,7 @@
 """Rows: tuples whose fields also answer by their column names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,16 @@ class Row(tuple[Any, ...]):
     def asdict(self) -> dict[str, Any]:
         """The row by column name; of columns with the same name the first."""
         return dict(zip(reversed(self.columns), reversed(self), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """An answer that may lack the rows of some shards; no list, so that nobody takes it for a whole one."""
+
+    rows: list[Row]
+    """What the other shards answered."""
+    missing: Mapping[str, str]
+    """Why each shard that is missing did not answer."""
 
 
 @lru_cache(maxsize=1024)

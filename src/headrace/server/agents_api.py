@@ -1,75 +1,31 @@
-"""The agents' part of the HTTP API: deploy, list, look, execute."""
+"""The agents in service: list them, look at one, its status and its figures, take it out."""
 
-import base64
-import binascii
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from headrace.agents import Agent, AgentHost, AgentStatus, Execution, Progress, Totals
-from headrace.errors import AgentNotFound, ExecutionNotFound, InvalidRequest
+from headrace.agents import Agent, AgentHost, AgentStatus, Totals
+from headrace.clock import Clock
+from headrace.errors import InvalidRequest
+from headrace.server.agent_figures import SECONDS, AgentFigures, Figures, Granularity
+from headrace.server.agent_paths import AGENT, PREFIX, Line, Version, agent_id_of
 from headrace.server.exchange import Answer, Exchange, Operation, answer
 
-PREFIX = "/api/v1/agents"
-AGENT = f"{PREFIX}/{{agent_id}}"
-RESERVED = frozenset({"deploy"})
-"""Words that stand where an agent's id does in a path."""
+ENVIRONMENT = "environment:"
+"""Begins the tag that names the environment of an agent."""
 
-# In Python `$` also matches before a newline at the end; in the regular expressions of JSON Schema it does not, and
-# they have no `\Z`. This means the same in both.
-_END = r"$(?!\n)"
-_ID = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,127}}{_END}"
-_VERSION = rf"^[0-9]{{1,9}}\.[0-9]{{1,9}}\.[0-9]{{1,9}}([-+][0-9A-Za-z.+-]{{1,64}})?{_END}"
-
-Id = Annotated[str, Meta(pattern=_ID, description="Letters, digits, `.`, `_`, `-`.")]
-Version = Annotated[str, Meta(pattern=_VERSION, description="A semantic version.")]
-Line = Annotated[
-    str, Meta(max_length=200, pattern=rf"^[^\x00-\x1f\x7f]*{_END}", description="Text without control characters.")
-]
+_SCANNED_MAX = 20_000
+"""Agents that a filtered list looks at."""
+_SCAN = 1_000
 
 
-class AgentMetadata(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Who the agent is."""
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """A version on trial beside the one in service."""
 
-    agent_id: Id
-    version: Version
-    name: Line | None = None
-    tags: Annotated[tuple[Line, ...], Meta(max_length=50)] = ()
-
-
-class AgentConfiguration(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """Limits of its executions."""
-
-    timeout: Annotated[float, Meta(gt=0, description="Seconds.")] | None = None
-
-
-class AgentCode(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What it runs."""
-
-    source_code: Annotated[str, Meta(description="Python source, UTF-8, base64.")]
-    entrypoint: Annotated[str, Meta(pattern=rf"^[A-Za-z_][A-Za-z0-9_]{{0,127}}{_END}")] = "Agent"
-    configuration: AgentConfiguration = AgentConfiguration()
-
-
-class DeployRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A version of an agent to put into service."""
-
-    agent_metadata: AgentMetadata
-    agent_code: AgentCode
-
-
-class DeployAnswer(msgspec.Struct, kw_only=True):
-    """The version is in service."""
-
-    deployment_id: str
-    agent_id: str
     version: str
-    status: Literal["deployed"] = "deployed"
-    compile_ms: float
-    status_url: str
-    execute_url: str
+    traffic_percentage: float
+    deployment_id: str
 
 
 class AgentView(msgspec.Struct, kw_only=True):
@@ -78,12 +34,18 @@ class AgentView(msgspec.Struct, kw_only=True):
     agent_id: str
     name: str
     tags: tuple[str, ...]
+    environment: str | None
     version: str
-    status: str = "active"
+    status: Literal["active", "testing"]
+    """`testing` while a version is on trial."""
+    canary: Trial | None
+    aliases: dict[str, str]
     source_sha256: str
     created_at: float
     updated_at: float
     executions: Totals | None = None
+    capabilities: msgspec.Raw
+    """What the version in service says that it can do; only of a single agent."""
 
 
 class AgentPage(msgspec.Struct, kw_only=True):
@@ -95,80 +57,75 @@ class AgentPage(msgspec.Struct, kw_only=True):
     total: int
 
 
-class PageQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Which part of a list."""
+class AgentsQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which agents, and which part of their list."""
 
     page: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    tag: Line | None = None
+    environment: Line | None = None
+    status: Literal["active", "testing"] | None = None
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether some agents may be left out."""
+        return not (self.tag is self.environment is self.status is None)
+
+    def takes(self, view: AgentView) -> bool:
+        """Whether an agent is asked for."""
+        return (
+            (self.tag is None or self.tag in view.tags)
+            and self.environment in {None, view.environment}
+            and self.status in {None, view.status}
+        )
 
 
-class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """An input for the agent."""
+class Undeployed(msgspec.Struct, kw_only=True):
+    """An agent that is out of service. Its versions and executions stay on record."""
 
-    input: Any = None
-    execution_id: Annotated[Id, Meta(description="Idempotency key: one execution, one result.")] | None = None
-    timeout: Annotated[float, Meta(gt=0, description="Seconds.")] | None = None
-    priority: Literal["low", "normal", "high"] = "normal"
-    run_async: bool = msgspec.field(name="async", default=False)
-
-
-class ExecutionView(msgspec.Struct, kw_only=True):
-    """An execution. Durations are milliseconds, times seconds since 1970."""
-
-    execution_id: str
     agent_id: str
-    version: str
-    status: Literal["queued", "running", "completed", "failed", "timeout", "cancelled", "interrupted"]
-    output: msgspec.Raw
-    error: str | None
-    progress: Progress | None
-    queue_ms: float
-    run_ms: float
-    cpu_ms: float
-    memory_bytes: int | None
-    started_at: float | None
-    finished_at: float | None
-    status_url: str
+    cancelled: int
+    """Queued executions that were cancelled; those under way end."""
 
 
-_NULL = msgspec.Raw(b"null")
-_SHOWN_MAX = 80
-"""Characters of a wrong id that its problem repeats."""
+class MetricsQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which window, in seconds since 1970; without a beginning, the last 60 steps."""
 
-_is_id = re.compile(_ID).match
-_deploy_decoder = msgspec.json.Decoder(DeployRequest)
-_execute_decoder = msgspec.json.Decoder(ExecuteRequest)
+    granularity: Granularity = "1m"
+    since: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+    until: Annotated[float, Meta(ge=0, le=1e11)] | None = None
+    version: Version | None = None
+
+
+class Metrics(msgspec.Struct, kw_only=True):
+    """Figures by step, oldest first; steps in which nothing ended are left out."""
+
+    agent_id: str
+    granularity: Granularity
+    since: float
+    until: float
+    steps: list[Figures]
 
 
 class AgentsApi:
-    """The agents' operations over one host."""
+    """The operations on agents over one host."""
 
-    def __init__(self, host: AgentHost) -> None:
+    def __init__(self, host: AgentHost, figures: AgentFigures, *, clock: Clock) -> None:
         self._host = host
+        self._figures = figures
+        self._clock = clock
 
     def operations(self) -> tuple[Operation, ...]:
         """Everything that this API can do."""
-        return (*self._on_agents(), *self._on_executions())
-
-    def _on_agents(self) -> tuple[Operation, ...]:
         return (
-            Operation(
-                method="POST",
-                path=f"{PREFIX}/deploy",
-                name="deployAgent",
-                summary="Put a version of an agent into service.",
-                handler=self.deploy,
-                request=DeployRequest,
-                answers={201: DeployAnswer},
-                failures=(403, 409, 413, 415, 422, 503),
-            ),
             Operation(
                 method="GET",
                 path=PREFIX,
                 name="listAgents",
                 summary="The agents, by id.",
                 handler=self.list,
-                query=PageQuery,
+                permission="agent:monitor",
+                query=AgentsQuery,
                 answers={200: AgentPage},
                 failures=(422, 503),
             ),
@@ -178,6 +135,7 @@ class AgentsApi:
                 name="agentStatus",
                 summary="The version in service and its totals, from the cache.",
                 handler=self.status,
+                permission="agent:monitor",
                 answers={200: AgentStatus},
                 failures=(404, 503),
             ),
@@ -187,145 +145,112 @@ class AgentsApi:
                 name="getAgent",
                 summary="One agent.",
                 handler=self.get,
+                permission="agent:monitor",
                 answers={200: AgentView},
                 failures=(404, 503),
             ),
-        )
-
-    def _on_executions(self) -> tuple[Operation, ...]:
-        return (
             Operation(
-                method="POST",
-                path=f"{AGENT}/execute",
-                name="executeAgent",
-                summary="Run the agent; with `async` the answer is 202 and the work goes on.",
-                handler=self.execute,
-                request=ExecuteRequest,
-                answers={200: ExecutionView, 202: ExecutionView},
-                failures=(403, 404, 409, 413, 415, 422, 503, 504),
+                method="DELETE",
+                path=AGENT,
+                name="undeployAgent",
+                summary="Take an agent out of service.",
+                handler=self.undeploy,
+                permission="agent:delete",
+                answers={200: Undeployed},
+                failures=(403, 404, 503),
             ),
             Operation(
                 method="GET",
-                path=f"{AGENT}/executions/{{execution_id}}",
-                name="agentExecution",
-                summary="One execution, under way or finished.",
-                handler=self.execution,
-                answers={200: ExecutionView},
-                failures=(404, 503),
+                path=f"{AGENT}/metrics",
+                name="agentMetrics",
+                summary="Counts, error rates and percentiles over time.",
+                handler=self.metrics,
+                permission="agent:monitor",
+                query=MetricsQuery,
+                answers={200: Metrics},
+                failures=(404, 409, 422, 503),
             ),
         )
 
-    async def deploy(self, exchange: Exchange) -> Answer:
-        """Put a version into service."""
-        request = await exchange.body(_deploy_decoder)
-        metadata, code = request.agent_metadata, request.agent_code
-        if metadata.agent_id in RESERVED:
-            raise InvalidRequest(
-                f"agent_metadata.agent_id is {metadata.agent_id!r}, which is a path of the API.", fix="Choose another."
-            )
-        try:
-            source = base64.b64decode(code.source_code, validate=True).decode()
-        except (binascii.Error, ValueError) as error:
-            raise InvalidRequest(
-                f"agent_code.source_code is no base64 of UTF-8 text: {error}.", fix="base64-encode the source file."
-            ) from error
-        deployment = await self._host.deploy(
-            metadata.agent_id,
-            source,
-            version=metadata.version,
-            entrypoint=code.entrypoint,
-            name=metadata.name,
-            tags=metadata.tags,
-            timeout_s=code.configuration.timeout,
-        )
-        url = f"{exchange.mounted_at}{PREFIX}/{metadata.agent_id}"
-        deployed = DeployAnswer(
-            deployment_id=deployment.deployment_id,
-            agent_id=metadata.agent_id,
-            version=metadata.version,
-            compile_ms=deployment.compile_ms,
-            status_url=f"{url}/status",
-            execute_url=f"{url}/execute",
-        )
-        return answer(deployed, 201, (b"location", url.encode()))
-
     async def list(self, exchange: Exchange) -> Answer:
         """A page of agents."""
-        query = exchange.query(PageQuery)
-        found, total = await self._host.agents(offset=(query.page - 1) * query.limit, limit=query.limit)
-        views = [_agent_view(agent, totals) for agent, totals in found]
+        query = exchange.query(AgentsQuery)
+        first = (query.page - 1) * query.limit
+        if query.has_filter:
+            found = await _filtered(self._host, exchange.tenant, query)
+            views, total = found[first : first + query.limit], len(found)
+        else:
+            page, total = await self._host.agents(tenant=exchange.tenant, offset=first, limit=query.limit)
+            views = [agent_view(agent, totals) for agent, totals in page]
         return answer(AgentPage(agents=views, page=query.page, limit=query.limit, total=total))
 
     async def get(self, exchange: Exchange) -> Answer:
         """One agent."""
-        return answer(_agent_view(await self._host.agent(_agent_id(exchange))))
+        agent_id, tenant = agent_id_of(exchange), exchange.tenant
+        agent = await self._host.agent(agent_id, tenant=tenant)
+        view = agent_view(agent)
+        version = await self._host.version(agent_id, agent.version, tenant=tenant)
+        if version.capabilities is not None:
+            view.capabilities = version.capabilities
+        return answer(view)
 
     async def status(self, exchange: Exchange) -> Answer:
         """One agent's status."""
-        return answer(await self._host.status(_agent_id(exchange)))
+        return answer(await self._host.status(agent_id_of(exchange), tenant=exchange.tenant))
 
-    async def execute(self, exchange: Exchange) -> Answer:
-        """Run an agent."""
-        agent_id = _agent_id(exchange)
-        request = await exchange.body(_execute_decoder)
-        run = self._host.submit if request.run_async else self._host.execute
-        execution = await run(
-            agent_id,
-            request.input,
-            execution_id=request.execution_id,
-            timeout=request.timeout,
-            priority=request.priority,
+    async def undeploy(self, exchange: Exchange) -> Answer:
+        """Take an agent out of service."""
+        agent_id = agent_id_of(exchange)
+        cancelled = await self._host.undeploy(agent_id, tenant=exchange.tenant)
+        return answer(Undeployed(agent_id=agent_id, cancelled=cancelled))
+
+    async def metrics(self, exchange: Exchange) -> Answer:
+        """Figures over time."""
+        agent_id, tenant = agent_id_of(exchange), exchange.tenant
+        query = exchange.query(MetricsQuery)
+        await self._host.agent(agent_id, tenant=tenant)
+        until = self._clock.wall() if query.until is None else query.until
+        since = until - 60 * SECONDS[query.granularity] if query.since is None else query.since
+        steps = await self._figures.read(
+            tenant, agent_id, since=since, until=until, granularity=query.granularity, version=query.version
         )
-        return answer(_execution_view(execution, exchange), 200 if execution.is_finished else 202)
-
-    async def execution(self, exchange: Exchange) -> Answer:
-        """One execution."""
-        agent_id, execution_id = _agent_id(exchange), exchange.path("execution_id")
-        if not _is_id(execution_id):
-            raise ExecutionNotFound(f"No execution has the id {_shown(execution_id)}, which breaks the rule for ids.")
-        execution = await self._host.execution(agent_id, execution_id)
-        return answer(_execution_view(execution, exchange))
+        return answer(Metrics(agent_id=agent_id, granularity=query.granularity, since=since, until=until, steps=steps))
 
 
-def _agent_id(exchange: Exchange) -> str:
-    """What stands in the path, if an agent can be called so; the rooms below take ids as they are."""
-    agent_id = exchange.path("agent_id")
-    if not _is_id(agent_id):
-        raise AgentNotFound(f"No agent has the id {_shown(agent_id)}, which breaks the rule for ids.")
-    return agent_id
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]!r}…"
-
-
-def _agent_view(agent: Agent, totals: Totals | None = None) -> AgentView:
+def agent_view(agent: Agent, totals: Totals | None = None) -> AgentView:
+    """An agent as the API shows it."""
+    canary = None
+    if agent.canary is not None:
+        share = round(agent.canary.share * 100, 6)
+        canary = Trial(version=agent.canary.version, traffic_percentage=share, deployment_id=agent.canary.trial)
+    environments = (tag.removeprefix(ENVIRONMENT) for tag in agent.tags if tag.startswith(ENVIRONMENT))
     return AgentView(
         agent_id=agent.agent_id,
         name=agent.name,
         tags=agent.tags,
+        environment=next(environments, None),
         version=agent.version,
+        status="active" if canary is None else "testing",
+        canary=canary,
+        aliases=agent.aliases,
         source_sha256=agent.source_sha256,
         created_at=agent.created_at,
         updated_at=agent.updated_at,
         executions=totals,
+        capabilities=msgspec.Raw(b"null"),
     )
 
 
-def _execution_view(execution: Execution, exchange: Exchange) -> ExecutionView:
-    return ExecutionView(
-        execution_id=execution.id,
-        agent_id=execution.agent_id,
-        version=execution.version,
-        status=execution.status,
-        output=_NULL if execution.output_json is None else msgspec.Raw(execution.output_json),
-        error=execution.error,
-        progress=execution.progress,
-        queue_ms=execution.queue_ms,
-        run_ms=execution.run_ms,
-        cpu_ms=execution.cpu_ms,
-        memory_bytes=execution.memory_bytes,
-        started_at=execution.started_at,
-        finished_at=execution.finished_at,
-        status_url=f"{exchange.mounted_at}{PREFIX}/{execution.agent_id}/executions/{execution.id}",
-    )
+async def _filtered(host: AgentHost, tenant: str, query: AgentsQuery) -> list[AgentView]:
+    found: list[AgentView] = []
+    for offset in range(0, _SCANNED_MAX, _SCAN):
+        page, total = await host.agents(tenant=tenant, offset=offset, limit=_SCAN)
+        if total > _SCANNED_MAX:
+            raise InvalidRequest(
+                f"There are {total:,} agents; lists of more than {_SCANNED_MAX:,} are not filtered.",
+                fix="Walk through the unfiltered pages.",
+            )
+        found += filter(query.takes, (agent_view(agent, totals) for agent, totals in page))
+        if offset + _SCAN >= total:
+            break
+    return found

@@ -1,8 +1,10 @@
 """The service as one ASGI application: our API in front, somebody's own application behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -13,19 +15,25 @@ from headrace import __version__
 from headrace.app import Rooms
 from headrace.clock import SystemClock
 from headrace.config import Config
+from headrace.database.migrations import load_migrations, migrate
 from headrace.errors import BackendError, BugError, HeadraceError, PathNotFound
 from headrace.events import Observer
 from headrace.server import reference
+from headrace.server.agent_figures import AgentFigures
 from headrace.server.agents_api import AgentsApi
-from headrace.server.exchange import Answer, Endpoint, Operation, problem_answer, reply_with
+from headrace.server.deployment_store import DeploymentStore, MemoryDeployments, PostgresDeployments
+from headrace.server.deployments_api import DeploymentsApi
+from headrace.server.event_stream import EventStreams
+from headrace.server.exchange import Answer, Endpoint, Methods, Operation, problem_answer, reply_with
+from headrace.server.executions_api import ExecutionsApi
 from headrace.server.gate import Gate
+from headrace.server.keys import POLICY, Keys
+from headrace.server.keys_api import KeysApi
 from headrace.server.live import Live
 from headrace.server.openapi import document
+from headrace.server.routes import Routes
 from headrace.server.static import dashboard_app
 from headrace.server.system_api import SystemApi
-
-# Asked tens of thousands of times a second: the router tries routes in order.
-_HOT = ("agentStatus", "executeAgent")
 
 
 class Headrace:
@@ -39,21 +47,47 @@ class Headrace:
     """
 
     def __init__(self, config: Config | None = None, *, observer: Observer | None = None, **placement: Any) -> None:
-        self.config = config or Config()
-        self.rooms = Rooms(self.config, observer=observer, **placement)
-        self._live = Live(self.rooms.monitor.snapshot, clock=SystemClock())
+        config = config or Config()
+        self.config = replace(config, cache=replace(config.cache, policies=(POLICY, *config.cache.policies)))
+        self.rooms = rooms = Rooms(self.config, observer=observer, tier_of=self._tier_of, **placement)
+        clock = SystemClock()
+        self.keys = Keys(
+            cache=rooms.cache,
+            database=rooms.database,
+            clock=clock,
+            tiers=[tier.name for tier in config.agents.tiers],
+        )
+        self._deployments: DeploymentStore = (
+            MemoryDeployments() if rooms.database is None else PostgresDeployments(rooms.database)
+        )
+        self._clock = clock
+        self._live = Live(rooms.monitor.snapshot, clock=clock)
+        self._streams = EventStreams()
+
+    def _tier_of(self, tenant: str) -> str | None:
+        return self.keys.tier_of(tenant)
+
+    def operations(self) -> tuple[Operation, ...]:
+        """Everything that the API can do."""
+        rooms = self.rooms
+        figures = AgentFigures(rooms.database)
+        return (
+            *ExecutionsApi(rooms.agents, self._streams).operations(),
+            *AgentsApi(rooms.agents, figures, clock=self._clock).operations(),
+            *DeploymentsApi(rooms.agents, self._deployments, figures, clock=self._clock).operations(),
+            *KeysApi(self.keys).operations(),
+            *SystemApi(rooms, version=__version__).operations(),
+        )
 
     def asgi(self, app: ASGIApp | None = None) -> ASGIApp:
         """The whole service; what is not ours goes to `app`, or is a 404.
 
         Frameworks have a `/docs` and an `/openapi.json` of their own: with an `app`, ours are below `/headrace`.
         """
-        operations = (
-            *AgentsApi(self.rooms.agents).operations(),
-            *SystemApi(self.rooms, version=__version__).operations(),
+        operations = self.operations()
+        described = document(
+            operations, title="headrace", version=__version__, has_token=bool(self.config.server.token)
         )
-        token = self.config.server.token
-        described = document(operations, title="headrace", version=__version__, has_token=bool(token))
         page = reference.page(described, up="../" if app else "")
         own = "/headrace" if app else ""
         guarded: dict[str, ASGIApp] = {
@@ -61,19 +95,30 @@ class Headrace:
             f"{own}/openapi.json": _Page(msgspec.json.encode(described), "application/json"),
             f"{own}/docs": _Page(page.encode(), "text/html", reference.POLICY),
         }
-        routes = [
-            Route(operation.path, self._endpoint(operation))
-            for operation in sorted(operations, key=lambda each: each.name not in _HOT)
-        ]
-        routes += [Route(path, Gate(endpoint, token=token)) for path, endpoint in guarded.items()]
+        routes = [Route(path, self._gate(endpoint)) for path, endpoint in guarded.items()]
         dashboard = dashboard_app()
         routes += [Route("/dashboard", dashboard), Route("/dashboard/{file:path}", dashboard)]
-        router = Router(routes, redirect_slashes=False, default=app or _nothing_here)
-        return _Service(self.rooms, self.rooms.monitor.middleware(router), app)
+        pages = Router(routes, redirect_slashes=False, default=app or _nothing_here)
+        return _Service(self, self.rooms.monitor.middleware(Routes(self._paths(operations), default=pages)), app)
+
+    async def open(self) -> None:
+        """Have every shard ready for what the API keeps itself, once the rooms are open."""
+        database = self.rooms.database
+        if database is not None:
+            migrations = await asyncio.to_thread(load_migrations, files("headrace.server") / "migrations")
+            await database.prepare(
+                lambda node: migrate(node, migrations, clock=self._clock, observer=self.rooms.observer)
+            )
 
     async def drain(self) -> None:
         """End the streams, which would otherwise keep a stopping server waiting."""
-        await self._live.close()
+        await asyncio.gather(self._live.close(), self._streams.close())
+
+    def _paths(self, operations: Sequence[Operation]) -> dict[str, ASGIApp]:
+        by_path: dict[str, dict[str, ASGIApp]] = {}
+        for operation in operations:
+            by_path.setdefault(operation.path, {})[operation.method] = self._endpoint(operation)
+        return {path: Methods(path, apps) for path, apps in by_path.items()}
 
     def _endpoint(self, operation: Operation) -> ASGIApp:
         server = self.config.server
@@ -85,14 +130,23 @@ class Headrace:
         )
         if server.token and operation.is_public:
             return endpoint
-        return Gate(endpoint, token=server.token, changes=operation.method != "GET")
+        return Gate(
+            endpoint,
+            token=server.token,
+            permission=operation.permission,
+            keys=None if operation.is_public else self.keys,
+            changes=operation.method != "GET",
+        )
+
+    def _gate(self, page: ASGIApp) -> ASGIApp:
+        return Gate(page, token=self.config.server.token, permission="system:health", keys=self.keys)
 
 
 class _Service:
     """Lifespan for the rooms and for the wrapped application; everything else goes through."""
 
-    def __init__(self, rooms: Rooms, served: ASGIApp, wrapped: ASGIApp | None) -> None:
-        self._rooms = rooms
+    def __init__(self, headrace: Headrace, served: ASGIApp, wrapped: ASGIApp | None) -> None:
+        self._headrace = headrace
         self._served = served
         self._wrapped = wrapped
 
@@ -102,9 +156,11 @@ class _Service:
             return await self._served(scope, receive, send)
         await receive()
         try:
-            async with self._rooms, _lifespan_of(self._wrapped, scope):
-                await send({"type": "lifespan.startup.complete"})
-                await receive()
+            async with self._headrace.rooms:
+                await self._headrace.open()
+                async with _lifespan_of(self._wrapped, scope):
+                    await send({"type": "lifespan.startup.complete"})
+                    await receive()
         except HeadraceError as error:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             raise

@@ -50,6 +50,9 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
         if self.shards:
             shards = tuple(ShardConfig(name=name, dsn=dsn) for name, dsn in self.shards)
             config = replace(config, database=replace(config.database, shards=shards))
+        if config.agents.code_directory is None:
+            code = self.directory.parent / "code"
+            config = replace(config, agents=replace(config.agents, code_directory=code))
         return config
 
     @property

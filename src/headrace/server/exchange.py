@@ -5,13 +5,14 @@ way, which halves what a small request costs.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.errors import (
     BackendError,
@@ -21,9 +22,12 @@ from headrace.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotJson,
+    Overloaded,
     RequestTimeout,
 )
 from headrace.events import Observer, RequestFailed
+from headrace.server.caller import OPERATOR, Caller, Permission
+from headrace.server.patience import Patience
 from headrace.server.problems import MEDIA_TYPE, RETRY_AFTER_S, problem
 
 T = TypeVar("T")
@@ -47,17 +51,24 @@ class Answer:
     headers: tuple[Header, ...] = (_JSON,)
 
 
+Streamed = Callable[[Receive, Send], Awaitable[None]]
+"""An answer that takes its time: it sends its messages itself, and no request timeout ends it."""
+
+
 def answer(value: Any, status: int = 200, *headers: Header) -> Answer:
     """A value as a JSON answer."""
     return Answer(_encode(value), status, (_JSON, *headers))
 
 
-def problem_answer(error: HeadraceError, *more: Header, retry_after_s: int = RETRY_AFTER_S) -> Answer:
+def problem_answer(error: HeadraceError, *more: Header, retry_after_s: int | None = None) -> Answer:
     """An error as a problem+json answer: the only place that makes one."""
     details = problem(error)
     headers: list[Header] = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), *more]
     if isinstance(error, BackendError):
-        headers.append((b"retry-after", b"%d" % retry_after_s))
+        if retry_after_s is None:
+            # Rounded up: who comes back a moment too early has only made it worse.
+            retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, Overloaded) else RETRY_AFTER_S
+        headers.append((b"retry-after", b"%d" % max(1, retry_after_s)))
     if details.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return Answer(_encode(details), details.status, tuple(headers))
@@ -66,12 +77,36 @@ def problem_answer(error: HeadraceError, *more: Header, retry_after_s: int = RET
 class Exchange:
     """The request side of one operation."""
 
-    __slots__ = ("_receive", "bytes_max", "scope")
+    __slots__ = ("bytes_max", "receive", "scope")
 
     def __init__(self, scope: Scope, receive: Receive, bytes_max: int) -> None:
         self.scope = scope
         self.bytes_max = bytes_max
-        self._receive = receive
+        self.receive = receive
+
+    @property
+    def caller(self) -> Caller:
+        """On whose behalf it comes."""
+        caller: Caller = self.scope.get("headrace.caller", OPERATOR)
+        return caller
+
+    @property
+    def tenant(self) -> str:
+        """Whose agents it is about."""
+        return self.caller.tenant
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header, by its name in lower case."""
+        for known, value in self.scope["headers"]:
+            if known == name:
+                text: str = value.decode("latin-1")
+                return text
+        return None
+
+    async def wait_until_gone(self) -> None:
+        """Return when the client has left. Only once the body was read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            continue
 
     @property
     def mounted_at(self) -> str:
@@ -106,12 +141,12 @@ class Exchange:
 
     async def _read(self) -> bytes:
         self._check_headers()
-        message = await self._receive()
+        message = await self.receive()
         data: bytes = message.get("body", b"")
         if message.get("more_body"):
             parts, size = [data], len(data)
             while message.get("more_body"):
-                message = await self._receive()
+                message = await self.receive()
                 if message["type"] == "http.disconnect":
                     raise ClientGone
                 parts.append(message.get("body", b""))
@@ -140,7 +175,7 @@ class Exchange:
         return BodyTooLarge(f"The body has {size} bytes; at most {self.bytes_max:,} are accepted.")
 
 
-Handler = Callable[[Exchange], Awaitable[Answer]]
+Handler = Callable[[Exchange], Awaitable[Answer | Streamed]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,13 +192,22 @@ class Operation:
     """Type of the JSON body."""
     query: Any = None
     """Struct of the query string."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Request headers that mean something to it, each with what."""
     answers: dict[int, Any] = field(default_factory=dict)
     """Type of the JSON body by status."""
     media_type: str = "application/json"
     failures: Sequence[int] = ()
     """Statuses answered with a problem+json."""
+    permission: Permission | None = None
+    """What an API key needs for it; None only where it is public."""
     is_public: bool = False
-    """Answered without the server's token."""
+    """Answered without a token or key."""
+
+    def __post_init__(self) -> None:
+        """Refuse a door without a lock."""
+        if (self.permission is None) != self.is_public:
+            raise BugError(f"The operation {self.name} must either be public or name a permission.")
 
 
 class Endpoint:
@@ -171,19 +215,17 @@ class Endpoint:
 
     def __init__(self, operation: Operation, *, bytes_max: int, timeout_s: float, observer: Observer) -> None:
         self._operation = operation
-        self._also = ("HEAD",) if operation.method == "GET" else ()
         self._bytes_max = bytes_max
         self._timeout_s = timeout_s
+        self._patience = Patience(timeout_s)
         self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Decode, call, encode."""
-        scope["headrace.route"] = self._operation.path
-        if scope["method"] != self._operation.method and scope["method"] not in self._also:
-            return await reply_with(send, self._other_method(scope["method"]))
+        exchange = Exchange(scope, receive, self._bytes_max)
         try:
-            async with asyncio.timeout(self._timeout_s):
-                reply = await self._operation.handler(Exchange(scope, receive, self._bytes_max))
+            with self._patience.turn():
+                reply = await self._operation.handler(exchange)
         except HeadraceError as error:
             reply = self._failed(error)
         except TimeoutError:
@@ -192,12 +234,9 @@ class Endpoint:
             return None
         except Exception as error:  # noqa: BLE001 - the border: a bug becomes a 500 that tells the client nothing of it
             reply = self._bug(error)
-        return await reply_with(send, reply)
-
-    def _other_method(self, method: str) -> Answer:
-        allowed = ", ".join((self._operation.method, *self._also))
-        error = MethodNotAllowed(f"{self._operation.path} does not take {method}.")
-        return problem_answer(error, (b"allow", allowed.encode()))
+        if isinstance(reply, Answer):
+            return await reply_with(send, reply)
+        return await reply(receive, send)
 
     def _failed(self, error: HeadraceError) -> Answer:
         reply = problem_answer(error)
@@ -209,6 +248,23 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         loop.call_exception_handler({"message": f"bug in {self._operation.name}", "exception": error})
         return self._failed(BugError("The server made a mistake; its log has the traceback."))
+
+
+class Methods:
+    """The operations of one path, by method; HEAD is answered as GET."""
+
+    def __init__(self, path: str, apps: Mapping[str, ASGIApp]) -> None:
+        self._path = path
+        self._apps = {**apps, "HEAD": apps["GET"]} if "GET" in apps else dict(apps)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand the request to its operation."""
+        scope["headrace.route"] = self._path
+        app = self._apps.get(scope["method"])
+        if app is not None:
+            return await app(scope, receive, send)
+        error = MethodNotAllowed(f"{self._path} does not take {scope['method']}.")
+        return await reply_with(send, problem_answer(error, (b"allow", ", ".join(self._apps).encode())))
 
 
 async def reply_with(send: Send, reply: Answer) -> None:

@@ -4,9 +4,11 @@ Deploying an agent runs its source, so the danger is not only a stranger on the 
 this machine. Three rules, of which the media type's (`exchange`) is another:
 
 - A change is refused when a browser says that a page of another origin asked for it [1].
-- With a token, whoever knows it may come in.
+- With a token, whoever knows it may come in and do everything; whoever has an API key may do what it permits, for its
+  tenant.
 - Without one the service is this machine's alone, and answers to this machine's names only: a page can point a name of
-  its own at 127.0.0.1, and to the browser the service is then that page's origin (DNS rebinding, [2]).
+  its own at 127.0.0.1, and to the browser the service is then that page's origin (DNS rebinding, [2]). Who offers no
+  key is the operator then; who offers one is held to it.
 
 [1] F. Valsorda, "Cross-Site Request Forgery", 2025: Sec-Fetch-Site first, then Origin against Host, and neither means
     that it is no browser. Go's net/http.CrossOriginProtection does the same.
@@ -19,41 +21,63 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.config import LOOPBACK
-from headrace.errors import ForeignHost, ForeignOrigin, HeadraceError, Unauthorized
+from headrace.errors import Forbidden, ForeignHost, ForeignOrigin, HeadraceError, Unauthorized
+from headrace.server.caller import OPERATOR, Caller, Permission
 from headrace.server.exchange import Header, problem_answer, reply_with
+from headrace.server.keys import PREFIX, Keys
 
 _OWN_NAMES = frozenset((f"[{name}]" if ":" in name else name).encode() for name in LOOPBACK)
 _OWN_SITES = (b"same-origin", b"none")
+_BEARER = b"Bearer "
+_KEY = _BEARER + PREFIX.encode()
 
 
 class Gate:
-    """Stands before one route; `changes` says whether the route does more than answer."""
+    """Stands before one operation; `changes` says whether it does more than answer."""
 
-    def __init__(self, app: ASGIApp, *, token: str | None, changes: bool = False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        token: str | None,
+        permission: Permission | None = None,
+        keys: Keys | None = None,
+        changes: bool = False,
+    ) -> None:
         self._app = app
         self._expected = b"Bearer " + token.encode() if token else None
+        self._permission = permission
+        self._keys = keys
         self._changes = changes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let it through or answer in its place."""
-        refusal = self._refusal(scope)
-        if refusal is None:
-            return await self._app(scope, receive, send)
-        return await reply_with(send, problem_answer(refusal))
+        try:
+            caller = await self._admitted(scope)
+            if self._permission is not None and self._permission not in caller.permissions:
+                raise Forbidden(f"{scope['method']} {scope['path']} needs the permission {self._permission!r}.")
+        except HeadraceError as error:
+            return await reply_with(send, problem_answer(error))
+        scope["headrace.caller"] = caller
+        return await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> HeadraceError | None:
+    async def _admitted(self, scope: Scope) -> Caller:
         headers = scope["headers"]
+        offered = host = None
+        for name, value in headers:
+            if name == b"authorization":
+                offered = value
+            elif name == b"host":
+                host = value
         if self._changes and not is_same_origin(headers):
-            return ForeignOrigin(f"{scope['path']} was asked for by a page of another origin.")
-        if self._expected is not None:
-            offered = next((value for name, value in headers if name == b"authorization"), b"")
-            if not hmac.compare_digest(offered, self._expected):
-                return Unauthorized(f"{scope['path']} needs the server's token.")
-            return None
-        host = next((value for name, value in headers if name == b"host"), None)
-        if host is not None and not is_own_name(host):
-            return ForeignHost(f"This service is not {host.decode('latin-1')!r}; without a token it is local.")
-        return None
+            raise ForeignOrigin(f"{scope['path']} was asked for by a page of another origin.")
+        if self._expected is None and host is not None and not is_own_name(host):
+            raise ForeignHost(f"This service is not {host.decode('latin-1')!r}; without a token it is local.")
+        if offered is not None and self._keys is not None and offered.startswith(_KEY):
+            return await self._keys.caller(offered[len(_BEARER) :].decode("latin-1"))
+        if self._expected is not None and not hmac.compare_digest(offered or b"", self._expected):
+            raise Unauthorized(f"{scope['path']} needs an API key or the server's token.")
+        return OPERATOR
 
 
 def is_same_origin(headers: Iterable[Header]) -> bool:

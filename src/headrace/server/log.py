@@ -12,29 +12,51 @@ import structlog
 
 from headrace.config import LogConfig
 from headrace.events import (
+    CallbackGivenUp,
+    CanaryAborted,
+    CodeRejected,
+    CodeStoreUnavailable,
     EntryRejected,
     Event,
     ExecutionFinished,
+    GuardOff,
     LoadFailed,
     MonitorFailed,
+    NodeFenced,
+    NodesLost,
     ProcessExited,
     ProcessFailed,
     RequestFailed,
     ShardUnavailable,
+    StepInterrupted,
     TierUnavailable,
+    VersionQuarantined,
+    WorkerKilled,
     WriteDropped,
+    ZygoteEnded,
 )
 
 _WARNINGS = (
+    CallbackGivenUp,
+    CanaryAborted,
+    CodeRejected,
+    CodeStoreUnavailable,
     EntryRejected,
+    GuardOff,
     LoadFailed,
     MonitorFailed,
+    NodeFenced,
+    NodesLost,
     ProcessExited,
     ProcessFailed,
     RequestFailed,
     ShardUnavailable,
+    StepInterrupted,
     TierUnavailable,
+    VersionQuarantined,
+    WorkerKilled,
     WriteDropped,
+    ZygoteEnded,
 )
 _FREQUENT = (ExecutionFinished,)
 

@@ -32,7 +32,10 @@ def document(operations: Sequence[Operation], *, title: str, version: str, has_t
         "components": {"schemas": components},
     }
     if has_token:
-        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        described = "An API key, which needs the permission that an operation names, or the server's token."
+        found["components"]["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer", "description": described}
+        }
         found["security"] = [{"token": []}]
     return found
 
@@ -58,10 +61,16 @@ def _described(operation: Operation, schema_of: dict[int, Any], components: dict
     }
     if operation.is_public:
         described["security"] = []
+    else:
+        described["x-permission"] = operation.permission
+    described["parameters"] += [
+        {"name": name, "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
+        for name, meaning in operation.headers.items()
+    ]
     if operation.query is not None:
         schema = components[operation.query.__name__]
         described["parameters"] += [
-            {"name": name, "in": "query", "required": name in schema["required"], "schema": of}
+            {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": of}
             for name, of in schema["properties"].items()
         ]
     if operation.request is not None:

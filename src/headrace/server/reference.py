@@ -41,10 +41,14 @@ def _section(method: str, path: str, operation: dict[str, Any], schemas: dict[st
         f"<section id={operation['operationId']}><h2><span class=method>{method.upper()}</span>"
         f"<code>{escape(path)}</code></h2><p>{escape(operation['summary'])}</p>"
     ]
+    if "x-permission" in operation:
+        parts.append(f"<p>Permission: <code>{escape(operation['x-permission'])}</code></p>")
     queries = [each for each in operation["parameters"] if each["in"] == "query"]
     if queries:
         names = ", ".join(f"<code>{escape(each['name'])}</code>" for each in queries)
         parts.append(f"<p>Query: {names}</p>")
+    headers = [each for each in operation["parameters"] if each["in"] == "header"]
+    parts += [f"<p><code>{escape(each['name'])}</code> {escape(each['description'])}</p>" for each in headers]
     body = operation.get("requestBody")
     if body:
         schema = body["content"]["application/json"]["schema"]

@@ -13,9 +13,11 @@ from headrace.clock import SystemClock
 from headrace.config import Config
 from headrace.embedded.launch import die_with_parent
 from headrace.errors import CallerError, ConfigError, HeadraceError
+from headrace.events import GuardOff
 from headrace.server import log
 from headrace.server.application import Headrace
 from headrace.server.assignment import EXIT_CONFIG, Assignment
+from headrace.server.garbage import Garbage
 from headrace.server.pulse import Pulse
 
 
@@ -37,23 +39,32 @@ def imported(path: str) -> ASGIApp:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends our streams before it waits for its connections, and whose loop beats."""
+    """uvicorn's server, which ends our streams before it waits for its connections; its loop beats and is guarded."""
 
     def __init__(self, config: uvicorn.Config, headrace: Headrace, alive_fd: int) -> None:
         super().__init__(config)
         self._headrace = headrace
         self._pulse = Pulse(alive_fd, clock=SystemClock())
+        self._garbage = Garbage(SystemClock())
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Open, then give the first sign of life."""
         await super().startup(sockets)
         if not self.should_exit:
+            rooms = self._headrace.rooms
+            self._garbage.settle()
+            rooms.monitor.add_source(self._garbage.measured)
+            try:
+                rooms.agents.guard.arm()
+            except ConfigError as error:
+                rooms.observer.on(GuardOff(error.message))
             await self._pulse.__aenter__()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then close."""
         await self._headrace.drain()
         await super().shutdown(sockets)
+        self._headrace.rooms.agents.guard.disarm()
         await self._pulse.__aexit__(None, None, None)
 
 

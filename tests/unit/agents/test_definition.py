@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from headrace.agents import CodeCache
 from headrace.agents.definition import Source, load
 from headrace.errors import AgentInvalid
 
@@ -82,3 +83,36 @@ def test_dataclasses_with_postponed_annotations_work():
     assert definition.make()(None, None) == 1
     definition.unload()
     assert definition.module not in sys.modules
+
+
+def test_code_comes_from_the_code_cache():
+    """With what the source declares; and what it refuses is refused."""
+    code_cache = CodeCache()
+    text = Source(agent_id="a", version="1.0.0", text=GOOD, dependencies=("some-dist>=1",))
+
+    for _ in range(2):
+        load(text, bytes_max=10_000, code_cache=code_cache).unload()
+
+    assert code_cache.statistics().compiles == 1
+    assert code_cache.get("b", GOOD, ["some-dist"]).dependencies == {"some-dist": ""}
+    with pytest.raises(AgentInvalid, match="at line 1"):
+        load(source("class Agent\n    pass"), bytes_max=10_000, code_cache=code_cache)
+    with pytest.raises(AgentInvalid, match="at most 10 are accepted"):
+        load(source(GOOD), bytes_max=10, code_cache=code_cache)
+
+
+def test_an_agent_that_fails_when_it_is_loaded_fails_every_time():
+    """Its code is cached, not what became of it; each definition runs its own module."""
+    code_cache = CodeCache()
+
+    for _ in range(2):
+        with pytest.raises(AgentInvalid, match="ZeroDivisionError"):
+            load(source("1 / 0"), bytes_max=10_000, code_cache=code_cache)
+
+    assert code_cache.statistics().compiles == 1
+
+
+def test_a_source_that_is_no_text_is_refused():
+    """Half of a surrogate pair, as JSON can carry it, is an error of the source like any other."""
+    with pytest.raises(AgentInvalid, match="surrogate"):
+        load(source("x = '\ud800'"), bytes_max=10_000)

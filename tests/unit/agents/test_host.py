@@ -1,12 +1,14 @@
 """The agent host in memory: deploy, execute, idempotency, time limits, pressure."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
 from headrace.agents.execution import Execution
-from headrace.agents.store import MemoryStore
+from headrace.agents.memory_store import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import (
     AgentInvalid,
@@ -25,6 +27,8 @@ from headrace.events import AgentDeployed, ExecutionNotRecorded
 ECHO = "async def Agent(input, context): return input"
 GATED = """
 import asyncio
+import subprocess
+import sys
 started, gate = asyncio.Event(), asyncio.Event()
 runs = []
 class Agent:
@@ -38,9 +42,8 @@ class Agent:
 
 def module_of(host, agent_id="a", version="1.0.0"):
     """The agent's own module, to open its gates."""
-    import sys
 
-    return sys.modules[host._definitions["default", agent_id, version].module]
+    return sys.modules[host._shelf.find(("default", agent_id, version)).definition.module]
 
 
 async def test_an_agent_runs_and_its_execution_is_kept():
@@ -80,6 +83,8 @@ async def test_an_agent_over_its_time_is_stopped():
     """The execution says timeout, and the agent's clean-up has run."""
     text = """
 import asyncio
+import subprocess
+import sys
 cleaned = []
 class Agent:
     async def execute(self, input, context):
@@ -100,6 +105,8 @@ async def test_an_agent_that_will_not_stop_is_left_behind():
     """Whoever swallows the cancellation is reported after the grace, and does not hold its caller."""
     text = """
 import asyncio
+import subprocess
+import sys
 gate = asyncio.Event()
 class Agent:
     async def execute(self, input, context):
@@ -156,10 +163,12 @@ async def test_a_caller_who_leaves_does_not_end_the_execution():
 
 
 async def test_submit_returns_at_once():
-    """The execution is on record as running, then as completed."""
+    """The execution is on record as queued, then as running, then as completed."""
     async with AgentHost() as host:
         await host.deploy("a", GATED, version="1.0.0")
         submitted = await host.submit("a", 1)
+        assert submitted.status == "queued"
+        await module_of(host).started.wait()
         assert (await host.execution("a", submitted.id)).status == "running"
         module_of(host).gate.set()
         finished = await host.execute("a", 1, execution_id=submitted.id)
@@ -256,6 +265,8 @@ async def test_progress_of_a_watched_execution_is_on_record():
     """While it runs, its newest report can be read."""
     text = """
 import asyncio
+import subprocess
+import sys
 gate = asyncio.Event()
 class Agent:
     async def execute(self, input, context):
@@ -276,7 +287,7 @@ async def test_least_recently_used_definitions_are_unloaded():
     async with AgentHost(AgentsConfig(definitions_max=2)) as host:
         for name in ("a", "b", "c"):
             await host.deploy(name, ECHO, version="1.0.0")
-        assert len(host._definitions) == 2
+        assert len(host._shelf) == 2
         assert (await host.execute("a", 5)).output == 5
 
 
@@ -299,16 +310,18 @@ async def test_closing_lets_short_executions_end_and_interrupts_long_ones():
     kept = {}
 
     class Store(MemoryStore):
-        async def finish(self, execution):
+        async def finish(self, execution, *, owner=None):
             kept[execution.id] = execution.status
+            return execution
 
     text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(input)"
-    host = AgentHost(AgentsConfig(drain_s=0.2, cancel_grace_s=0.1))
-    host._store = Store(clock=SystemClock())
+    host = AgentHost(AgentsConfig(drain_s=0.2, cancel_grace_s=0.1), store=Store(clock=SystemClock()))
     async with host:
         await host.deploy("a", text, version="1.0.0")
         short = await host.submit("a", 0.05)
         long = await host.submit("a", 60)
+        while host.started < 2:
+            await asyncio.sleep(0)
     assert kept == {short.id: "completed", long.id: "interrupted"}
 
 
@@ -316,6 +329,8 @@ async def test_closing_is_bounded_even_for_agents_that_never_stop():
     """Whoever swallows every cancellation is interrupted on record, and does not hold the host."""
     text = """
 import asyncio
+import subprocess
+import sys
 released = False
 class Agent:
     async def execute(self, input, context):
@@ -329,7 +344,9 @@ class Agent:
         async with AgentHost(AgentsConfig(drain_s=0.05, cancel_grace_s=0.05)) as host:
             await host.deploy("a", text, version="1.0.0")
             submitted = await host.submit("a", None)
-            module, run = module_of(host), host._runs["default", submitted.id]
+            while not host.started:
+                await asyncio.sleep(0)
+            module, run = module_of(host), host._runs.find(("default", submitted.id))
     assert run.execution.status == "interrupted"
     module.released = True
     await run.task
@@ -370,14 +387,13 @@ async def test_an_id_whose_caller_left_while_it_was_claimed_still_runs():
     claiming, gate = asyncio.Event(), asyncio.Event()
 
     class Store(MemoryStore):
-        async def claim(self, execution, *, claim, lease_until):
-            held = await super().claim(execution, claim=claim, lease_until=lease_until)
+        async def submit(self, submission):
+            held = await super().submit(submission)
             claiming.set()
             await gate.wait()
             return held
 
-    host = AgentHost()
-    host._store = Store(clock=SystemClock())
+    host = AgentHost(store=Store(clock=SystemClock()))
     async with host:
         await host.deploy("a", ECHO, version="1.0.0")
         caller = asyncio.create_task(host.execute("a", 5, execution_id="e"))
@@ -398,11 +414,10 @@ async def test_a_result_that_cannot_be_stored_is_told_to_everybody():
             events.append(event)
 
     class Store(MemoryStore):
-        async def finish(self, execution):
+        async def finish(self, execution, *, owner=None):
             raise DatabaseUnavailable("away")
 
-    host = AgentHost(observer=Notes())
-    host._store = Store(clock=SystemClock())
+    host = AgentHost(observer=Notes(), store=Store(clock=SystemClock()))
     async with host:
         await host.deploy("a", ECHO, version="1.0.0")
         with pytest.raises(ResultNotRecorded, match="completed"):
@@ -412,7 +427,6 @@ async def test_a_result_that_cannot_be_stored_is_told_to_everybody():
 
 async def test_deploying_the_same_version_again_leaks_nothing():
     """The module that is replaced is forgotten."""
-    import sys
 
     async with AgentHost() as host:
         before = sum(name.startswith("headrace_agent") for name in sys.modules)
@@ -429,3 +443,11 @@ async def test_the_memory_of_a_host_without_database_is_bounded():
     with pytest.raises(ExecutionNotFound):
         await store.execution("default", "a", "1")
     assert (await store.execution("default", "a", "4")).id == "4"
+
+
+def test_the_room_of_the_agents_is_imported_without_a_driver():
+    """Neither Redis' nor Postgres' is loaded before a host is made that needs it."""
+    listed = "import sys, headrace.agents; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout.split()
+    assert "headrace" in loaded
+    assert not {"redis", "hiredis", "psycopg", "psycopg_pool", "sqlglot", "cryptography"} & set(loaded)

@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 
-from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.database import Database, DatabaseConfig, ReplicaConfig, ShardConfig
 from headrace.errors import ConfigError
 
 
@@ -13,6 +13,8 @@ from headrace.errors import ConfigError
     [
         ({"slots": 1000}, "slots is 1000"),
         ({"connections_max": 0}, "connections_max is 0"),
+        ({"resolve_wait_s": 0}, "resolve_wait_s is 0"),
+        ({"shards": (ShardConfig(name="r", dsn="", replica_of="a"),)}, "'r' is a replica of 'a', which is no shard"),
         ({"shards": (ShardConfig(name="a", dsn=""), ShardConfig(name="a", dsn=""))}, "'a' twice"),
     ],
 )
@@ -64,3 +66,13 @@ def test_passwords_are_never_shown(dsn, shown):
             Database(DatabaseConfig(shards=(config,)))
     else:
         assert Database(DatabaseConfig(shards=(config,))).nodes["a"].address == shown
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"lag_max_s": 0}, "lag_max_s is 0"), ({"wait_s": -1}, "wait_s is -1"), ({"otherwise": "hope"}, "otherwise is")],
+)
+def test_bad_limits_of_replicas_are_named(settings, named):
+    """As every other setting."""
+    with pytest.raises(ConfigError, match=named):
+        ReplicaConfig(**settings)

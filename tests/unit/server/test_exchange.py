@@ -6,9 +6,9 @@ import json
 import msgspec
 import pytest
 
-from headrace.errors import DatabaseUnavailable
+from headrace.errors import BugError, DatabaseUnavailable, Overloaded, RateLimited
 from headrace.events import RequestFailed
-from headrace.server.exchange import Endpoint, Operation, answer
+from headrace.server.exchange import Endpoint, Methods, Operation, answer
 
 DECODER = msgspec.json.Decoder(dict[str, int])
 JSON = ((b"content-type", b"application/json"),)
@@ -30,8 +30,9 @@ async def echo(exchange):
 
 async def called(handler, *messages, method="POST", headers=JSON, bytes_max=100, timeout_s=5.0, notes=None):
     """The messages that an operation sends for the messages that it receives."""
-    operation = Operation(method="POST", path="/x", name="x", summary="", handler=handler)
+    operation = Operation(method="POST", path="/x", name="x", summary="", handler=handler, permission="agent:execute")
     endpoint = Endpoint(operation, bytes_max=bytes_max, timeout_s=timeout_s, observer=notes or Notes())
+    endpoint = Methods("/x", {"POST": endpoint})
     waiting, sent = list(messages), []
 
     async def receive():
@@ -154,3 +155,49 @@ async def test_another_method_is_refused_with_the_right_one(method):
     sent = await called(echo, method=method)
     assert sent[0]["status"] == 405
     assert (b"allow", b"POST") in sent[0]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "seconds"),
+    [
+        (RateLimited("too often", retry_after_s=0.2), 429, b"1"),
+        (RateLimited("used up", retry_after_s=3_600.4), 429, b"3601"),
+        (Overloaded("full", retry_after_s=7.0), 503, b"7"),
+    ],
+)
+async def test_who_is_refused_for_now_is_told_when_to_come_back(error, status, seconds):
+    """In whole seconds, never too early."""
+
+    async def refuses(exchange):
+        raise error
+
+    sent = await called(refuses)
+    assert status_and_body(sent)[0] == status
+    assert dict(sent[0]["headers"])[b"retry-after"] == seconds
+
+
+async def test_head_is_answered_where_get_is():
+    """And a path tells all its methods to who asks for another."""
+    sent = []
+
+    async def app(scope, receive, send):
+        sent.append(scope["method"])
+
+    async def send(message):
+        sent.append(message)
+
+    methods = Methods("/x", {"GET": app, "DELETE": app})
+    for method in ("GET", "HEAD", "DELETE", "PUT"):
+        await methods({"type": "http", "method": method, "path": "/x", "headers": []}, None, send)
+    assert sent[:3] == ["GET", "HEAD", "DELETE"]
+    assert dict(sent[3]["headers"])[b"allow"] == b"GET, DELETE, HEAD"
+
+
+def test_an_operation_has_a_lock_or_is_public():
+    """One that was forgotten cannot be made."""
+    with pytest.raises(BugError):
+        Operation(method="GET", path="/x", name="x", summary="", handler=echo)
+    with pytest.raises(BugError):
+        Operation(
+            method="GET", path="/x", name="x", summary="", handler=echo, permission="agent:monitor", is_public=True
+        )

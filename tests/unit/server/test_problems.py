@@ -16,9 +16,10 @@ def every_error(kind=errors.HeadraceError):
 
 @pytest.mark.parametrize("kind", list(every_error()), ids=lambda kind: kind.__name__)
 def test_the_status_says_whose_fault_it_is(kind):
-    """4xx for the caller's, 5xx for ours and for what we depend on."""
+    """4xx for the caller's, 5xx for ours and for what we depend on; a tenant's own limit is told by 429."""
     status = status_of(kind("x"))
-    assert (400 <= status < 500) == issubclass(kind, errors.CallerError)
+    assert (400 <= status < 500) == issubclass(kind, errors.CallerError | errors.RateLimited)
+    assert (status == 429) == issubclass(kind, errors.RateLimited)
 
 
 def test_a_problem_tells_the_case_and_the_fix():

@@ -1,0 +1,573 @@
+"""The host's side of one worker: sends executions, believes nothing, and ends it when it must.
+
+A worker has no say in whether it stops. Deadlines, cancellations and steps that do not end are all met the same way:
+it is asked, and after a grace it is killed through its pidfd. Its end is always seen, because it is a child of ours.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, assert_never
+
+import msgspec
+
+from headrace.agents.definition import Source
+from headrace.agents.execution import Outcome, Progress, storable
+from headrace.agents.isolation import frames
+from headrace.agents.isolation.frames import (
+    Bounds,
+    Done,
+    Emitted,
+    Frame,
+    FromWorker,
+    Garbled,
+    Incoming,
+    Printed,
+    Progressed,
+)
+from headrace.agents.isolation.limits import IsolationConfig, Limits
+from headrace.agents.isolation.page import Page
+from headrace.clock import Clock
+from headrace.errors import AgentInvalid, AgentUnhealthy, IsolationUnavailable, WorkerFailed
+
+OnProgress = Callable[[Progress], None]
+OnEvent = Callable[[bytes], None]
+OnOutput = Callable[[frames.StreamName, str], None]
+
+_RECEIVE_BYTES = 1 << 18
+_LAST_WORDS_BYTES = 4096
+# A worker reports at most fifty times a second for each execution, in three frames; more is taken for a flood.
+_FRAMES_BURST = 256.0
+_FRAMES_A_CALL = 64.0
+_RESIDENT_AGE_S = 0.02
+# A process that exits closes its socket a moment before its pidfd tells.
+_EXIT_LAG_S = 0.2
+_FRAMES_A_SECOND = 200.0
+# What a number must have for it to be too large for a float, which a syntax check alone does not see.
+_LARGE_NUMBER = re.compile(rb"[eE]\+?\d{3}|\d{300}")
+_SIGNAL_REASONS = {
+    signal.SIGSYS: "it made a forbidden system call",
+    signal.SIGSEGV: "it crashed (SIGSEGV)",
+    signal.SIGABRT: "it aborted",
+}
+
+
+class ProcessOutcome(Outcome, frozen=True, kw_only=True):
+    """How a run in a worker ended, and what it took."""
+
+    cpu_ms: float = 0.0
+    memory_bytes: int | None = None
+    """Resident memory of the worker at the end of the run, shared by all that run in it; None when it died."""
+    dropped_bytes: int = 0
+    """What it printed beyond `Limits.printed_bytes`, and events that came too fast."""
+    state_json: bytes | None = None
+    """What its instance remembers from now on; None when it did not complete, or has no instance."""
+
+
+class Stopped(asyncio.CancelledError):
+    """A call was cancelled, and its work has stopped."""
+
+    def __init__(self, outcome: ProcessOutcome) -> None:
+        super().__init__()
+        self.outcome = outcome
+        """What it had taken until then."""
+
+
+class Running:
+    """An execution in a worker, as the host knows it."""
+
+    __slots__ = (
+        "deadline_s", "done", "ended_by", "has_state", "number", "on_event", "on_output", "on_progress",
+        "printed_left", "timer",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        deadline_s: float,
+        printed_left: int,
+        has_state: bool,
+        on_progress: OnProgress | None,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> None:
+        self.number = number
+        self.deadline_s = deadline_s
+        self.printed_left = printed_left
+        self.on_progress = on_progress
+        self.has_state = has_state
+        self.on_event = on_event
+        self.on_output = on_output
+        self.ended_by: Literal["timeout", "cancelled"] | None = None
+        self.done: asyncio.Future[ProcessOutcome] = asyncio.get_running_loop().create_future()
+        self.timer: asyncio.TimerHandle | None = None
+
+    def settle(self, outcome: ProcessOutcome) -> None:
+        """It has stopped."""
+        if self.timer is not None:
+            self.timer.cancel()
+        if not self.done.done():
+            self.done.set_result(outcome)
+
+
+class WorkerProcess:
+    """One worker from its birth to its end. Owns its descriptors; `exited` is done when the process is gone."""
+
+    def __init__(
+        self,
+        pid: int,
+        connection: socket.socket,
+        page: Page,
+        last_words: int,
+        *,
+        config: IsolationConfig,
+        limits: Limits,
+        clock: Clock,
+        on_end: Callable[["WorkerProcess", str, int], None],
+    ) -> None:
+        self.pid = pid
+        self.limits = limits
+        self.running: dict[int, Running] = {}
+        self.calls = 0
+        """Executions that it was given."""
+        self.started_at = self.idle_since = clock.monotonic()
+        self.is_leaving = False
+        """Whether it gets no more executions."""
+        self.is_retired = False
+        """Whether it ended in peace."""
+        self.killed_for: str | None = None
+        """Why we killed it, once we have."""
+        self.is_hog = False
+        """Whether it was killed for a step that did not end."""
+        self._config = config
+        self._clock = clock
+        self._on_end = on_end
+        self._connection = connection
+        self._page = page
+        self._last_words = last_words
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[None] = self._loop.create_future()
+        self._report: asyncio.Future[Frame] = self._loop.create_future()
+        self._incoming: Incoming[FromWorker] = Incoming(frames.FROM_WORKER, bytes_max=self._frame_bytes_max())
+        self._unsent = bytearray()
+        self._numbers = 0
+        self._culprit: int | None = None
+        self._hang_up: asyncio.TimerHandle | None = None
+        self._credit = _FRAMES_BURST
+        self._credit_at = self.started_at
+        self._pidfd = os.pidfd_open(pid)
+        self._resident: int | None = None
+        self._resident_at = float("-inf")
+        self._statm = _opened(f"/proc/{pid}/statm")
+        self._loop.add_reader(self._pidfd, self._ended)
+        self._loop.add_reader(connection.fileno(), self._receive)
+
+    def _frame_bytes_max(self) -> int:
+        return 2 * self.limits.output_bytes + frames.FRAME_OVERHEAD_BYTES  # a result and a state
+
+    # -- its life -----------------------------------------------------------------------------------------------
+
+    async def wait_until_hardened(self) -> None:
+        """Raises `IsolationUnavailable` naming the part that it could not have."""
+        report = await self._reported(self._config.start_timeout_s, "did not report that it is hardened")
+        if isinstance(report, frames.Missing):
+            raise IsolationUnavailable(
+                f"This kernel does not give a part of level 'process': {report.part} ({report.reason})."
+            )
+        if not isinstance(report, frames.Hardened):
+            raise WorkerFailed("A worker reported something else than that it is hardened.")
+
+    async def load(self, source: Source, *, tenant: str, limits: Limits) -> bytes | None:
+        """Give it its agent; what that says it can do, as JSON. Raises `AgentInvalid` when it does not load."""
+        self.limits = limits
+        self._incoming = Incoming(frames.FROM_WORKER, bytes_max=self._frame_bytes_max())
+        self._report = self._loop.create_future()
+        self._send(
+            frames.Load(
+                source.agent_id,
+                source.version,
+                tenant,
+                source.text,
+                source.entrypoint,
+                self._config.source_bytes_max,
+                Bounds(*(getattr(limits, name) for name in Bounds.__struct_fields__)),
+            )
+        )
+        try:
+            report = await self._reported(self._config.load_timeout_s, "did not load")
+        except WorkerFailed as error:
+            raise AgentInvalid(f"The source of {source.agent_id!r} cannot be loaded: {error.message}") from error
+        if isinstance(report, frames.Refused):
+            raise (AgentUnhealthy if report.is_loaded else AgentInvalid)(storable(report.reason))
+        if not isinstance(report, frames.Loaded):
+            raise AgentInvalid(f"The source of {source.agent_id!r} made its worker say something else than 'loaded'.")
+        capabilities = report.capabilities_json
+        if capabilities is not None and not _is_json(capabilities, bytes_max=limits.output_bytes):
+            raise AgentInvalid(f"The capabilities of {source.agent_id!r} are no JSON of the permitted size.")
+        return capabilities
+
+    async def _reported(self, within_s: float, failing: str) -> Frame:
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._report), within_s)
+        except TimeoutError:
+            self.kill(f"it {failing} within {within_s:g} s")
+            await self.wait_until_exited()
+            raise WorkerFailed(f"A worker {failing} within {within_s:g} s and was killed.") from None
+        except asyncio.CancelledError:
+            self.kill("nobody waits for it")
+            raise
+
+    async def wait_until_exited(self) -> None:
+        """Its process is gone and collected."""
+        await asyncio.wait((self.exited,))
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes one more execution."""
+        return not self.is_leaving and len(self.running) < self.limits.concurrent
+
+    def retire(self) -> None:
+        """Give it no more executions, and end it when the last one has stopped."""
+        self.is_leaving = True
+        if not self.running:
+            self._leave()
+
+    def _kill_for(self, deed: str) -> None:
+        """Kill it for what it did itself, in whichever execution."""
+        self.kill(deed, culprit=self._suspect())
+
+    def _leave(self) -> None:
+        self.is_retired = self.killed_for is None
+        self.kill("it is retired")
+
+    def kill(self, reason: str, *, culprit: int | None = None) -> None:
+        """End it now. Its executions are interrupted; the culprit, if there is one, failed."""
+        self.is_leaving = True
+        if self.killed_for is None and not self.exited.done():
+            self.killed_for = reason
+            self._culprit = culprit
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def resident_bytes(self, now: float) -> int | None:
+        """Its resident memory, some milliseconds old at the most; None when the kernel does not tell."""
+        if self._statm is not None and now - self._resident_at >= _RESIDENT_AGE_S:
+            self._resident_at = now
+            try:
+                self._resident = int(os.pread(self._statm, 100, 0).split()[1]) * _PAGE_BYTES
+            except (OSError, IndexError):
+                self._resident = None  # it has ended
+        return self._resident
+
+    def cpu_s(self) -> float:
+        """CPU time that it has used."""
+        try:
+            return time.clock_gettime(~self.pid << 3 | 2)  # the kernel's clock id of a process: make_process_cpuclock
+        except OSError:
+            return 0.0  # it has ended
+
+    def watch(self, now: float) -> None:
+        """Kill it for a step that does not end; retire it when it is due."""
+        if self.running:
+            since, number = self._page.read()
+            if since and now - since > self.limits.step_s:
+                self.is_hog = True
+                self.kill(f"one step kept its event loop for more than {self.limits.step_s:g} s", culprit=number)
+                return
+        config = self._config
+        is_due = (
+            self.calls >= config.calls_max
+            or now - self.started_at >= config.age_s
+            or self.cpu_s() >= self.limits.cpu_s / 2
+            or (self.resident_bytes(now) or 0) >= config.resident_bytes_max
+        )
+        if is_due and not self.is_leaving:
+            self.retire()
+
+    # -- executions ---------------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        input_json: bytes,
+        *,
+        execution_id: str,
+        deadline_s: float,
+        left_s: float,
+        state_json: bytes | None = None,
+        attempt: int = 1,
+        on_progress: OnProgress | None,
+        on_event: OnEvent | None,
+        on_output: OnOutput | None,
+    ) -> ProcessOutcome:
+        """Run the agent once, `left_s` from now at the longest. Cancelled, it is `Stopped` when the work has."""
+        self._numbers = number = self._numbers + 1
+        running = Running(
+            number,
+            deadline_s=deadline_s,
+            printed_left=self.limits.printed_bytes,
+            has_state=state_json is not None,
+            on_event=on_event,
+            on_progress=on_progress,
+            on_output=on_output,
+        )
+        self.running[number] = running
+        self.calls += 1
+        self._credit = min(self._credit + _FRAMES_A_CALL, _FRAMES_A_CALL * (self.limits.concurrent + 1))
+        deadline = self._clock.monotonic() + left_s
+        self._send(frames.Execute(number, execution_id, deadline, input_json, state_json, attempt))
+        running.timer = self._loop.call_later(left_s, self._stop, running, "timeout")
+        try:
+            return await running.done
+        except asyncio.CancelledError:
+            if number not in self.running:
+                raise
+            running.done = self._loop.create_future()  # the cancellation took the first one; this one is not awaited
+            self._stop(running, "cancelled")
+            while not running.done.done():
+                try:
+                    await asyncio.wait((running.done,))
+                except asyncio.CancelledError:
+                    continue  # asked twice; the kill after the grace bounds the wait
+            raise Stopped(running.done.result()) from None
+
+    def _stop(self, running: Running, why: Literal["timeout", "cancelled"]) -> None:
+        """Ask it to stop, and kill the worker when it has not after a grace."""
+        if running.done.done() or running.ended_by is not None:
+            return
+        running.ended_by = why
+        if running.timer is not None:
+            running.timer.cancel()
+        self._send(frames.Cancel(running.number))
+        kill = partial(self.kill, "an execution did not stop when it was told to", culprit=running.number)
+        running.timer = self._loop.call_later(self._config.cancel_grace_s, kill)
+
+    # -- what it says -------------------------------------------------------------------------------------------
+
+    def _receive(self) -> None:
+        try:
+            data = self._connection.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._loop.remove_reader(self._connection.fileno())
+            self._hang_up = self._loop.call_later(_EXIT_LAG_S, self._kill_for, "it closed its connection")
+            return
+        if self.killed_for is not None:
+            return
+        try:
+            for frame in self._incoming.feed(data):
+                self._pay()
+                self._take(frame)
+        except Garbled as error:
+            self._kill_for(f"it sent {error}")
+
+    def _pay(self) -> None:
+        self._credit -= 1
+        if self._credit < 0:
+            now = self._clock.monotonic()
+            earned = (now - self._credit_at) * _FRAMES_A_SECOND * max(1, len(self.running))
+            self._credit, self._credit_at = min(self._credit + earned, _FRAMES_BURST), now
+            if self._credit < 0:
+                raise Garbled("more frames than its executions can need")
+
+    def _take(self, frame: FromWorker) -> None:
+        if isinstance(frame, Done):
+            self._take_done(frame)
+        elif isinstance(frame, Progressed):
+            running = self._known(frame.number)
+            if running.on_progress is not None:
+                running.on_progress(Progress(frame.done, frame.total, frame.note))
+        elif isinstance(frame, Printed):
+            self._take_printed(frame)
+        elif isinstance(frame, Emitted):
+            self._take_emitted(frame)
+        elif isinstance(frame, frames.Hardened | frames.Missing | frames.Loaded | frames.Refused):
+            if self._report.done():
+                raise Garbled("a report that nobody asked for")
+            self._report.set_result(frame)
+        else:
+            assert_never(frame)
+
+    def _known(self, number: int) -> Running:
+        running = self.running.get(number)
+        if running is None:
+            raise Garbled(f"a frame about execution {number}, which it does not have")
+        return running
+
+    def _take_printed(self, frame: Printed) -> None:
+        running = self._known(frame.number)
+        running.printed_left -= len(frame.text.encode())
+        if running.printed_left < 0:
+            raise Garbled("more output than it may keep")
+        if running.on_output is not None:
+            running.on_output(frame.stream, frame.text)
+
+    def _take_emitted(self, frame: Emitted) -> None:
+        running = self._known(frame.number)
+        events, most = frame.events_json, frames.EVENTS_BATCH_BYTES_MAX
+        if sum(map(len, events)) > most or not all(_is_json(event, bytes_max=most) for event in events):
+            raise Garbled("events that are no JSON of the permitted size")
+        if running.on_event is not None:
+            for event in events:
+                running.on_event(event)
+
+    def _take_done(self, frame: Done) -> None:
+        running = self._known(frame.number)
+        bytes_max = self.limits.output_bytes
+        if frame.status == "completed":
+            if not _is_json(frame.output_json, bytes_max=bytes_max):
+                raise Garbled("a result that is no JSON of the permitted size")
+            if running.has_state and not _is_json(frame.state_json, bytes_max=bytes_max, is_object=True):
+                raise Garbled("a state that is no JSON object of the permitted size")
+        is_late = running.ended_by == "timeout"
+        outcome = ProcessOutcome(
+            "timeout" if is_late else frame.status,
+            None if is_late or frame.status != "completed" else frame.output_json,
+            f"{_longer_than(running)} and was stopped." if is_late else frame.error,
+            cpu_ms=frame.cpu_ms,
+            memory_bytes=self.resident_bytes(self._clock.monotonic()),
+            dropped_bytes=frame.dropped_bytes,
+            state_json=frame.state_json if running.has_state and frame.status == "completed" and not is_late else None,
+        )
+        self._finish(running, outcome)
+
+    def _finish(self, running: Running, outcome: ProcessOutcome) -> None:
+        self.running.pop(running.number, None)
+        running.settle(outcome)
+        if not self.running:
+            self.idle_since = self._clock.monotonic()
+            if self.is_leaving and not self.exited.done():
+                self._leave()
+
+    def _send(self, frame: Frame) -> None:
+        data = frames.framed(frame)
+        if not self._unsent:
+            try:
+                sent = self._connection.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                return  # it has ended, which its pidfd tells
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._loop.add_writer(self._connection.fileno(), self._send_rest)
+        self._unsent += data
+
+    def _send_rest(self) -> None:
+        try:
+            del self._unsent[: self._connection.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()  # it has ended, which its pidfd tells
+        if not self._unsent:
+            self._loop.remove_writer(self._connection.fileno())
+
+    # -- its end ------------------------------------------------------------------------------------------------
+
+    def _ended(self) -> None:
+        """Its process is gone: take what it still said, collect it, and tell whoever waited."""
+        self._loop.remove_reader(self._pidfd)
+        if self._hang_up is not None:
+            self._hang_up.cancel()
+        if self.killed_for is None:
+            self._drain()
+        _, status, usage = os.wait4(self.pid, 0)
+        reason = self.killed_for or self._reason(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
+        last = self._read_last_words()
+        for descriptor in (self._pidfd, self._last_words, *([] if self._statm is None else [self._statm])):
+            os.close(descriptor)
+        culprit = self._suspect() if self.killed_for is None else self._culprit
+        self._loop.remove_reader(self._connection.fileno())
+        self._loop.remove_writer(self._connection.fileno())
+        self._connection.close()
+        self._page.close()
+        self.is_leaving = True
+        self.exited.set_result(None)
+        if not self._report.done():
+            self._report.set_exception(WorkerFailed(f"A worker ended: {reason}.{last}"))
+            self._report.exception()  # asked for once here: it may be that nobody waits for it
+        outcomes = [(each, self._last_outcome(each, culprit, f"{reason}.{last}")) for each in self.running.values()]
+        for running, outcome in outcomes:
+            self._finish(running, outcome)
+        self._on_end(self, reason, sum(outcome.status == "interrupted" for _, outcome in outcomes))
+
+    def _drain(self) -> None:
+        while self.killed_for is None:
+            try:
+                data = self._connection.recv(_RECEIVE_BYTES)
+                if not data:
+                    return
+                for frame in self._incoming.feed(data):
+                    self._pay()
+                    self._take(frame)
+            except (OSError, Garbled):
+                return
+
+    def _reason(self, status: int, cpu_s: float) -> str:
+        if status >= 0:
+            return f"it exited with {status}"
+        number = signal.Signals(-status)
+        if number == signal.SIGKILL and cpu_s >= self.limits.cpu_s:
+            return "it used up its CPU time (Limits.cpu_s)"
+        return _SIGNAL_REASONS.get(number, f"it ended by {number.name}")
+
+    def _suspect(self) -> int:
+        """The execution that did it: the only one, or the one whose step began last."""
+        return next(iter(self.running)) if len(self.running) == 1 else self._page.read()[1]
+
+    @staticmethod
+    def _last_outcome(running: Running, culprit: int | None, reason: str) -> ProcessOutcome:
+        if running.ended_by == "timeout":
+            return ProcessOutcome("timeout", error=f"{_longer_than(running)}; its worker was killed.")
+        if running.ended_by == "cancelled":
+            return ProcessOutcome("cancelled", error="It did not stop when it was told to; its worker was killed.")
+        if running.number == culprit:
+            return ProcessOutcome("failed", error=f"Its worker ended: {reason}")
+        return ProcessOutcome("interrupted", error=f"Its worker ended before it did: {reason}")
+
+    def _read_last_words(self) -> str:
+        """What the interpreter itself wrote to stderr: the name of a crash, or the error that ended it."""
+        try:
+            text = os.read(self._last_words, _LAST_WORDS_BYTES).decode(errors="replace").strip()
+        except OSError:
+            return ""
+        lines = text.splitlines() or [""]
+        said = next((line for line in lines if line.startswith("Fatal Python error")), lines[-1])
+        return f" {said[:200]}" if said else ""
+
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def _opened(path: str) -> int | None:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _longer_than(running: Running) -> str:
+    return f"It ran longer than {running.deadline_s:g} s"
+
+
+def _is_json(data: bytes | None, *, bytes_max: int, is_object: bool = False) -> bool:
+    """Whether it can be read as JSON, without making objects of it unless a number in it looks too large."""
+    if data is None or len(data) > bytes_max or (is_object and not data.startswith(b"{")):
+        return False
+    try:
+        data.decode()
+        msgspec.json.decode(data, type=msgspec.Raw)
+        if _LARGE_NUMBER.search(data):
+            msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True

@@ -1,0 +1,294 @@
+"""Executions under way in this process: begun, watched, and brought to an end that is on record.
+
+Some have a row before they end, because they were submitted, or their id is an idempotency key, or they may be tried
+again: those have a `Submission`, with the owner and the attempt that every write of theirs names. The others exist
+nowhere else until they have ended, and cost one write.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.agents.admission import Admission
+from headrace.agents.config import AgentsConfig
+from headrace.agents.deadlines import Deadlines
+from headrace.agents.execution import Execution, Outcome
+from headrace.agents.places import Places
+from headrace.agents.retry import RetryBudget, backoff_s
+from headrace.agents.run import Run, Surroundings
+from headrace.agents.shelf import Loaded, Shelf
+from headrace.agents.states import States
+from headrace.agents.store import AgentStore, Canary, Key, Submission
+from headrace.agents.streams import Streams
+from headrace.agents.threads import DaemonThreads
+from headrace.agents.trials import Trials
+from headrace.agents.turnstile import Turnstile
+from headrace.clock import Clock
+from headrace.errors import BackendError, ResultNotRecorded
+from headrace.events import ExecutionFinished, ExecutionNotRecorded, Observer
+
+_AGAIN = frozenset({"failed", "timeout", "interrupted"})
+_WRITE_S = 0.25
+"""How often progress and events of executions on record are written down."""
+_SLEEP_S = 5.0
+"""How often idle states are looked for."""
+
+
+class Runs:
+    """The runs of one process; also the room that their agents speak to."""
+
+    def __init__(
+        self,
+        store: AgentStore,
+        config: AgentsConfig,
+        *,
+        places: Places,
+        admission: Admission,
+        shelf: Shelf,
+        streams: Streams,
+        states: States,
+        threads: DaemonThreads,
+        turnstile: Turnstile,
+        clock: Clock,
+        observer: Observer,
+        ended: Callable[[Submission | None], None],
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._places = places
+        self._admission = admission
+        self._shelf = shelf
+        self._streams = streams
+        self._states = states
+        self._clock = clock
+        self._observer = observer
+        self._tell_end = ended
+        self._budget = RetryBudget()
+        self._rng = random.Random()  # noqa: S311 - for jitter, not for secrets
+        self._runs: dict[Key, Run] = {}
+        self._on_record: dict[Key, Run] = {}
+        self._deadlines = Deadlines(clock)
+        self._surroundings = Surroundings(
+            config=config,
+            clock=clock,
+            threads=threads,
+            deadlines=self._deadlines,
+            turnstile=turnstile,
+            room=self,
+            conclude=self._conclude,
+            spawn=self.spawn,
+            ended=self._ended,
+        )
+        self._left_behind: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.trials: Trials | None = None
+        self.started = 0
+        """Executions that began in this process."""
+
+    def open(self) -> None:
+        """Begin to write down what runs report."""
+        self.spawn(self._write())
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that is cancelled when the runs are closed."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def drain(self) -> None:
+        """Let executions end by themselves, then interrupt them, then leave behind those that do not stop."""
+        await wait(self._finishing(), within_s=self._config.drain_s)
+        for run in self._runs.values():
+            run.interrupt()
+        await wait(self._finishing(), within_s=self._config.cancel_grace_s)
+        for run in self._runs.values():
+            run.abandon()
+        await wait(self._finishing(), within_s=self._config.journal_retry_s)
+
+    async def close(self) -> None:
+        """End what is left of them."""
+        self._deadlines.close()
+        tasks = [*self._tasks, *self._left_behind]
+        for task in tasks:
+            task.cancel()
+        # An agent may swallow its cancellation for ever; it gets a moment, and then only the process's end stops it.
+        await wait(tasks, within_s=self._config.cancel_grace_s)
+
+    def find(self, key: Key) -> Run | None:
+        """An execution that is under way here."""
+        return self._runs.get(key)
+
+    def known(self) -> list[Key]:
+        """All executions that are under way here."""
+        return list(self._runs)
+
+    def is_durable(self, key: Key) -> bool:
+        """Whether an execution that is under way here is on record already."""
+        return key in self._on_record
+
+    def begin(
+        self,
+        loaded: Loaded,
+        execution: Execution,
+        value: Any,
+        *,
+        deadline_s: float,
+        submission: Submission | None = None,
+        trial: Canary | None = None,
+    ) -> Run:
+        """Run an execution that has a place, which is given back when it ends. A caller who leaves does not end it."""
+        run = Run(
+            loaded,
+            execution,
+            value,
+            deadline_s=deadline_s,
+            surroundings=self._surroundings,
+            submission=submission,
+            trial=trial,
+        )
+        run.start()
+        self.started += 1
+        if execution.attempt == 1:
+            self._budget.pay_in()
+        loaded.users += 1
+        key = run.key
+        self._runs[key] = run
+        if submission is not None:
+            self._on_record[key] = run
+        return run
+
+    def cancel(self, key: Key) -> None:
+        """Ask an execution to stop, if it is under way here."""
+        if (run := self.find(key)) is not None:
+            run.cancel()
+
+    def interrupt(self, owner: str) -> int:
+        """Stop what ran under a name that this node has lost; others have it now. How many."""
+        lost = [run for run in self._on_record.values() if run.submission and run.submission.owner == owner]
+        for run in lost:
+            run.interrupt()
+        return len(lost)
+
+    # -- what agents speak to --------------------------------------------------------------------------------------
+
+    def emit(self, execution: Execution, event: Any) -> None:
+        """Give an event to whoever listens."""
+        self._streams.emit(execution, event, is_durable=self.is_durable((execution.tenant, execution.id)))
+
+    def state_of(self, execution: Execution) -> dict[str, Any]:
+        """What the execution's instance remembers."""
+        return self._states.of(execution)
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def _ended(self, run: Run) -> None:
+        self._places.ended()
+        key = run.key
+        self._admission.end(key[0])
+        del self._runs[key]
+        self._on_record.pop(key, None)
+        self._states.end(run.execution)
+        self._streams.close(run.execution)
+        if run.is_left_behind and run.task is not None:
+            self._left_behind.add(run.task)
+            run.task.add_done_callback(self._left_behind.discard)
+            run.task.add_done_callback(lambda _: self._shelf.release(run.loaded))
+        else:
+            self._shelf.release(run.loaded)
+        self._tell_end(run.submission)
+
+    async def _conclude(self, run: Run, outcome: Outcome) -> None:
+        """Put a result on record and tell of it."""
+        execution, submission = run.execution, run.submission
+        if execution in self._streams:
+            await self._streams.end(execution)
+        try:
+            is_kept = outcome.status == "completed" and execution in self._states
+            if is_kept and (problem := await self._states.keep(execution)):
+                outcome = Outcome("failed", error=problem)
+            if submission is not None:
+                execution.queue_ms += submission.waited_ms
+            execution.status, execution.output_json = outcome.status, outcome.output_json
+            execution.error = outcome.error
+            execution.finished_at = self.now()
+            if run.trial is not None and self.trials is not None:
+                self.trials.count(execution, run.trial)
+            if submission is not None and await self._is_queued_again(submission, execution):
+                return
+            kept = await self._store.finish(execution, owner=submission.owner if submission else None)
+        except BackendError as error:
+            self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, outcome.status, str(error)))
+            raise ResultNotRecorded(
+                f"The execution {execution.id!r} ended as {outcome.status!r}, but its result could not be stored"
+                f" ({error.message})"
+            ) from error
+        if kept is not execution:
+            # Others decided meanwhile what became of it: whoever waits here is told the same.
+            for name in execution.__struct_fields__:
+                setattr(execution, name, getattr(kept, name))
+        self._observer.on(
+            ExecutionFinished(
+                execution.agent_id,
+                execution.version,
+                execution.id,
+                execution.status,
+                execution.queue_ms,
+                execution.run_ms,
+            )
+        )
+
+    async def _is_queued_again(self, submission: Submission, execution: Execution) -> bool:
+        if execution.status not in _AGAIN or execution.attempt >= submission.attempts_max or not self._budget.take():
+            return False
+        delay_s = backoff_s(
+            execution.attempt,
+            first_s=self._config.retry_first_s,
+            limit_s=self._config.retry_max_s,
+            rng=self._rng.random,
+        )
+        if not await self._store.retry(submission, error=execution.error, delay_s=delay_s):
+            return False
+        execution.status, execution.finished_at = "queued", None
+        return True
+
+    async def _write(self) -> None:
+        """Write down what runs report, and let idle states sleep."""
+        sleep_at = self._clock.monotonic() + _SLEEP_S
+        while True:
+            await self._clock.sleep(_WRITE_S)
+            try:
+                await self._report()
+                await self._streams.write()
+            except BackendError:
+                continue  # the shard's own event tells; the next time or the result will say it again
+            if self._clock.monotonic() >= sleep_at:
+                self._states.sleep_idle()
+                sleep_at = self._clock.monotonic() + _SLEEP_S
+
+    async def _report(self) -> None:
+        by_shard: dict[str, list[Submission]] = {}
+        for key, run in self._on_record.items():
+            if run.submission is not None and run.execution.progress is not run.reported:
+                run.reported = run.execution.progress
+                by_shard.setdefault(self._store.shard_of(key[0]), []).append(
+                    msgspec.structs.replace(run.submission, execution=run.execution)
+                )
+        for shard, submissions in by_shard.items():
+            await self._store.report(shard, submissions)
+
+    def _finishing(self) -> "list[asyncio.Future[Execution]]":
+        return [run.waiter() for run in self._runs.values()]
+
+    def now(self) -> float:
+        """Whole microseconds, as the store keeps them: a result reads the same at once and later."""
+        return round(self._clock.wall(), 6)
+
+
+async def wait(futures: "Sequence[asyncio.Future[Any]]", *, within_s: float) -> None:
+    """Return when all are done or the time is over."""
+    if futures:
+        await asyncio.wait(futures, timeout=within_s)

@@ -1,0 +1,74 @@
+"""Postgres killed in the middle of grouped writes: what each caller was told is true."""
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.embedded import EmbeddedPostgres, started
+from headrace.errors import DatabaseUnavailable, HeadraceError, OutcomeUnknown, Overloaded
+
+KILLS = 3
+BOUND_S = 60.0
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A durable Postgres with one table."""
+    with started(EmbeddedPostgres(tmp_path / "pg", name="pg")) as postgres:
+        with psycopg.connect(postgres.url, autocommit=True) as connection:
+            connection.execute("CREATE TABLE t (k int PRIMARY KEY)")
+        yield postgres
+
+
+def kill_a_backend(postgres: EmbeddedPostgres) -> None:
+    """SIGKILL to a client's backend: Postgres ends all others and recovers from its log, as after a power cut."""
+    postmaster = psutil.Process(int((postgres.directory / "data" / "postmaster.pid").read_text().split()[0]))
+    backends = [child for child in postmaster.children() if "headrace headrace" in " ".join(child.cmdline())]
+    if backends:
+        backends[0].send_signal(signal.SIGKILL)
+
+
+async def test_what_every_caller_was_told_is_true_after_a_crash(postgres: EmbeddedPostgres) -> None:
+    """Acknowledged rows are there; rows that surely failed are not; only the unknown may be either."""
+    told: dict[int, HeadraceError | None] = {}
+    numbers = iter(range(10**9))
+    is_over = False
+    config = DatabaseConfig(shards=(ShardConfig(name="pg", dsn=postgres.url),), connections_max=4)
+
+    async def write(database: Database) -> None:
+        while not is_over:
+            k = next(numbers)
+            try:
+                await database.execute("INSERT INTO t VALUES ($1)", k, grouped=True)
+                told[k] = None
+            except (DatabaseUnavailable, Overloaded) as error:
+                told[k] = error
+
+    def acknowledged() -> int:
+        return sum(error is None for error in told.values())
+
+    async with Database(config) as database, asyncio.timeout(BOUND_S), asyncio.TaskGroup() as group:
+        for _ in range(50):
+            group.create_task(write(database))
+        for _ in range(KILLS):
+            goal = acknowledged() + 500
+            while acknowledged() < goal:
+                await asyncio.sleep(0.01)
+            await asyncio.to_thread(kill_a_backend, postgres)
+        goal = acknowledged() + 500
+        while acknowledged() < goal:
+            await asyncio.sleep(0.01)
+        is_over = True
+
+    with psycopg.connect(postgres.url) as connection:
+        kept = {row[0] for row in connection.execute("SELECT k FROM t")}
+    assert {k for k, error in told.items() if error is None} - kept == set()
+    failed = {k for k, error in told.items() if error is not None and not isinstance(error, OutcomeUnknown)}
+    assert failed & kept == set()
+    assert failed or any(isinstance(error, OutcomeUnknown) for error in told.values())

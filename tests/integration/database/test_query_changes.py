@@ -1,0 +1,219 @@
+"""Writes of others, told by the log: what is noticed, how soon, and what is left behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from headrace.database import (
+    Database,
+)
+from headrace.embedded import EmbeddedPostgres, started
+from headrace.events import ChangesFollowed, ChangesLost
+from tests.query_caches import ITEM, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats, until
+
+
+@pytest.fixture(scope="module", params=MAJORS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgres]:
+    """A Postgres with `wal_level = logical`."""
+    with started(postgres(tmp_path_factory.mktemp("postgres") / "pg", request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: EmbeddedPostgres) -> str:
+    """Its database, with the tables above."""
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(SCHEMA)
+    return server.url
+
+
+@pytest.fixture
+def outside(url: str) -> Iterator[psycopg.Connection]:
+    """Somebody who knows nothing of headrace."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def notes() -> Notes:
+    """The events of the database under test."""
+    return Notes()
+
+
+@pytest.fixture
+async def database(url: str, notes: Notes) -> AsyncIterator[Database]:
+    """One that follows changes where a policy has a use for it."""
+    async with cached(url, notes) as database:
+        yield database
+
+
+async def test_writes_of_others_are_seen_through_the_log(database: Database, outside: psycopg.Connection) -> None:
+    """A result that is far older than the bound answers while nothing changed, and not after somebody wrote."""
+    await follow(database, ITEM, 1)
+    old = stats(database)
+    deadline = asyncio.get_running_loop().time() + 2 * STREAMED.staleness_max
+    await until(lambda: asyncio.get_running_loop().time() > deadline)
+    assert (await database.fetch(ITEM, 1, cache=STREAMED))[0].name == "item 1"
+    assert stats(database).loads == old.loads
+
+    outside.execute("UPDATE items SET name = 'theirs' WHERE id = 1")
+
+    async with asyncio.timeout(STREAMED.staleness_max):
+        while (await database.fetch(ITEM, 1, cache=STREAMED))[0].name != "theirs":
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("sql", "change"),
+    [
+        ("SELECT count(*) FROM dear", "DELETE FROM items WHERE id > 90"),
+        ("SELECT count(*) FROM items", "TRUNCATE items"),
+        ("SELECT count(*) FROM items", "BEGIN; SAVEPOINT a; DELETE FROM items WHERE id = 1; RELEASE a; COMMIT"),
+        ("SELECT count(*) FROM parts", "INSERT INTO parts VALUES (1, '2026-05-05')"),
+        ("SELECT count(*) FROM parts_2026", "INSERT INTO parts VALUES (1, '2026-05-05')"),
+        ("SELECT count(*) FROM parts", "INSERT INTO parts_2026 VALUES (1, '2026-05-05')"),
+        ("SELECT * FROM notes_2", "ALTER TABLE notes_2 ADD extra int DEFAULT 5"),
+        ("SELECT * FROM dear", "CREATE OR REPLACE VIEW dear AS SELECT * FROM items WHERE price > 30"),
+        (
+            "SELECT count(*) FROM parts",
+            "CREATE TABLE p27 (id int, day date, PRIMARY KEY (id, day)); INSERT INTO p27 VALUES (1, '2027-02-02');"
+            "ALTER TABLE parts ATTACH PARTITION p27 FOR VALUES FROM ('2027-01-01') TO ('2028-01-01')",
+        ),
+    ],
+    ids=["view", "truncate", "savepoint", "root", "leaf by root", "root by leaf", "column", "new view", "attach"],
+)
+async def test_every_kind_of_change_is_noticed(
+    database: Database, outside: psycopg.Connection, sql: str, change: str
+) -> None:
+    """Through views, partitions, subtransactions, TRUNCATE and DDL: soon after the commit the old result is gone."""
+    await follow(database, sql)
+    outside.execute(change)
+    after = outside.execute(sql).fetchall()
+
+    async with asyncio.timeout(5):
+        while list(map(tuple, await database.fetch(sql, cache=STREAMED))) != after:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_table_that_comes_in_front_hides_the_other(url: str, outside: psycopg.Connection) -> None:
+    """A new table earlier in the search_path changes what a name means; that is DDL, too."""
+    outside.execute("DROP SCHEMA IF EXISTS front CASCADE; CREATE SCHEMA front")
+    sql = "SELECT count(*) FROM items"
+    async with cached(url + "&options=-csearch_path%3Dfront,public") as database:
+        await follow(database, sql)
+        assert await database.fetch_value(sql, cache=STREAMED) == 100
+
+        outside.execute("CREATE TABLE front.items (id int PRIMARY KEY)")
+
+        async with asyncio.timeout(5):
+            while await database.fetch_value(sql, cache=STREAMED) != 0:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_second_table_joins_the_stream(database: Database, outside: psycopg.Connection) -> None:
+    """A query over a table that was not published begins a new stream that tells of both."""
+    await follow(database, ITEM, 1)
+    await database.fetch("SELECT count(*) FROM parts", cache=STREAMED)
+    published = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'headrace' ORDER BY 1"
+    await until(lambda: len(outside.execute(published).fetchall()) == 2)
+
+    assert [row[0] for row in outside.execute(published)] == ["items", "parts"]
+    assert len(outside.execute("SELECT 1 FROM pg_replication_slots WHERE temporary").fetchall()) <= 2
+
+
+async def test_tables_that_the_log_cannot_tell_of_live_by_their_age(
+    database: Database, outside: psycopg.Connection
+) -> None:
+    """Without a replica identity, or unlogged, a table is not published: its UPDATEs must go on to work."""
+    for sql, why in (
+        ("SELECT count(*) FROM notes", "neither a primary key nor another replica identity"),
+        ("SELECT count(*) FROM scratch", "unlogged"),
+    ):
+        await database.fetch(sql, cache=STREAMED)
+        verdict = await database.explain_cache(sql, cache=STREAMED)
+        assert verdict.cacheable
+        assert verdict.unfollowed is not None
+        assert why in verdict.unfollowed
+    outside.execute("INSERT INTO notes VALUES ('a')")
+    outside.execute("UPDATE notes SET note = 'b'")
+    async with asyncio.timeout(5):
+        while await database.fetch_value("SELECT count(*) FROM notes", cache=STREAMED) != 1:
+            await asyncio.sleep(0.01)
+
+
+async def test_the_stream_leaves_nothing_behind(url: str, notes: Notes, outside: psycopg.Connection) -> None:
+    """Its slot is temporary and named by the process; after closing the server has none."""
+    async with cached(url, notes) as database:
+        await follow(database, ITEM, 1)
+        slots = outside.execute("SELECT slot_name, temporary, wal_status FROM pg_replication_slots").fetchall()
+        assert [(name.startswith("headrace_"), temporary) for name, temporary, _ in slots] == [(True, True)]
+
+    await until(lambda: not outside.execute("SELECT 1 FROM pg_replication_slots").fetchall())
+    assert notes.of(ChangesFollowed) == [ChangesFollowed("pg", 1, None)]
+
+
+async def test_an_unbounded_slot_is_warned_of(url: str, notes: Notes, outside: psycopg.Connection) -> None:
+    """Without max_slot_wal_keep_size a process that hangs could fill the disk; statistics and the event say so."""
+    outside.execute("ALTER SYSTEM SET max_slot_wal_keep_size = -1")
+    outside.execute("SELECT pg_reload_conf()")
+    try:
+        async with cached(url, notes) as database:
+            await follow(database, ITEM, 1)
+            warning = stats(database).shards["pg"].warning
+            assert warning is not None
+            assert "max_slot_wal_keep_size" in warning
+    finally:
+        outside.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        outside.execute("SELECT pg_reload_conf()")
+
+
+async def test_a_role_that_may_not_replicate_lives_by_ttl_and_says_so(
+    url: str, notes: Notes, outside: psycopg.Connection
+) -> None:
+    """Never silent: statistics name the mode and Postgres' reason, and the event is told once."""
+    outside.execute("DROP ROLE IF EXISTS plain; CREATE ROLE plain LOGIN; GRANT ALL ON items TO plain")
+    outside.execute("GRANT CREATE ON DATABASE headrace TO plain")
+    async with cached(url.replace("user=headrace", "user=plain"), notes) as database:
+        await database.fetch(ITEM, 1, cache=STREAMED)
+        await until(lambda: notes.of(ChangesLost))
+        found = stats(database).shards["pg"]
+        assert found.invalidation == "own writes and TTL only"
+        assert found.reason is not None
+        outside.execute("UPDATE items SET name = 'theirs' WHERE id = 1")
+        async with asyncio.timeout(5):
+            while (await database.fetch(ITEM, 1, cache=STREAMED))[0].name != "theirs":
+                await asyncio.sleep(0.01)
+    outside.execute("DROP OWNED BY plain; DROP ROLE plain")
+
+
+@pytest.fixture
+def physical_url(tmp_path: Path) -> Iterator[str]:
+    """A Postgres as many are: without logical decoding."""
+    with started(EmbeddedPostgres(tmp_path / "pg", name="pg", settings={"wal_level": "replica"})) as running:
+        with psycopg.connect(running.url, autocommit=True) as connection:
+            connection.execute(SCHEMA)
+        yield running.url
+
+
+async def test_without_logical_decoding_it_lives_by_ttl(physical_url: str, notes: Notes) -> None:
+    """With wal_level = replica the mode is named, and results are never older than the bound."""
+    async with cached(physical_url, notes) as database:
+        await database.fetch(ITEM, 1, cache=STREAMED)
+        await until(lambda: notes.of(ChangesLost))
+
+        assert stats(database).shards["pg"].invalidation == "own writes and TTL only"
+        assert stats(database).shards["pg"].reason == "wal_level is replica; it must be logical"
+        assert notes.of(ChangesLost) == [ChangesLost("pg", "wal_level is replica; it must be logical")]
+        await until_renewed(database)
+
+
+async def until_renewed(database: Database) -> None:
+    """Ask until the result was read again because of its age."""
+    loads = stats(database).loads
+    async with asyncio.timeout(5):
+        while stats(database).loads == loads:
+            await asyncio.sleep(0.01)
+            await database.fetch(ITEM, 1, cache=STREAMED)

@@ -1,0 +1,154 @@
+"""Reads from a real replica: within its limits, and never behind what their caller wrote."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import psycopg
+import pytest
+
+from headrace.database import Database, DatabaseConfig, ReplicaConfig, ShardConfig
+from headrace.embedded import EmbeddedPostgres, started
+from headrace.errors import CallerError, DatabaseUnavailable
+
+COUNT = "SELECT count(*), pg_is_in_recovery() FROM notes"
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory) -> Iterator[tuple[EmbeddedPostgres, EmbeddedPostgres]]:
+    """A primary and a replica of it."""
+    directory = tmp_path_factory.mktemp("postgres")
+    with (
+        started(EmbeddedPostgres(directory / "first", name="first")) as first,
+        started(EmbeddedPostgres(directory / "second", name="second", replica_of=first)) as second,
+    ):
+        yield first, second
+
+
+@pytest.fixture
+def config(servers) -> DatabaseConfig:
+    """A shard with one replica and an empty table."""
+    first, second = servers
+    with psycopg.connect(first.url, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS notes")
+        connection.execute("CREATE TABLE notes (n int)")
+    shards = (
+        ShardConfig(name="shard-0", dsn=first.url),
+        ShardConfig(name="near", dsn=second.url, replica_of="shard-0"),
+    )
+    return DatabaseConfig(shards=shards, connections_max=4, replicas=ReplicaConfig(look_s=0.05))
+
+
+@pytest.fixture
+def late(servers) -> Iterator[None]:
+    """The replica replays everything 10 s after it was committed."""
+    set_delay(servers[1], "10s")
+    yield
+    set_delay(servers[1], "0")
+
+
+def set_delay(server: EmbeddedPostgres, delay: str) -> None:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET recovery_min_apply_delay = '{delay}'")
+        connection.execute("SELECT pg_reload_conf()")
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(20):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def read(database: Database, *, replica: str = "any"):
+    return tuple((await database.fetch(COUNT, read_only=True, replica=replica))[0])
+
+
+async def in_a_task(awaitable):
+    """In a context of its own, as another request would run."""
+    return await asyncio.get_running_loop().create_task(awaitable)
+
+
+async def test_a_replica_answers_reads(config):
+    """Who has written nothing is served by it as soon as it has the table; only who asks for it."""
+    async with Database(config) as database:
+
+        async def by_replica() -> bool:
+            return await read(database) == (0, True)
+
+        await until(by_replica)
+        assert await read(database, replica="near") == (0, True)
+        assert tuple((await database.fetch(COUNT, read_only=True))[0]) == (0, False)
+        assert set(database.statistics().shards) == {"shard-0", "near"}
+
+
+@pytest.mark.slow
+async def test_a_late_replica_is_never_read_by_one_who_wrote(config, late):
+    """Ten seconds behind: every reader that wrote sees all of its writes, at once; one who did not may see less."""
+    async with Database(replace(config, replicas=ReplicaConfig(look_s=0.05, lag_max_s=60))) as database:
+
+        async def by_replica() -> bool:
+            return (await in_a_task(read(database)))[1]
+
+        await until(by_replica)
+
+        async def write_and_read(n: int) -> tuple[int, bool]:
+            await database.execute("INSERT INTO notes VALUES ($1)", n)
+            return await read(database)
+
+        for n in range(50):
+            assert await in_a_task(write_and_read(n)) == (n + 1, False)
+        assert await in_a_task(read(database)) == (0, True)
+
+
+async def test_a_replica_that_caught_up_is_read_by_one_who_wrote(config):
+    """By waiting for it, if that is wanted; what it shows holds the write."""
+    limits = ReplicaConfig(look_s=0.05, wait_s=10.0, otherwise="error")
+    async with Database(replace(config, replicas=limits)) as database:
+        for n in range(10):
+            await database.execute("INSERT INTO notes VALUES ($1)", n)
+            assert await read(database) == (n + 1, True)
+
+
+@pytest.mark.usefixtures("late")
+async def test_a_replica_that_lags_is_not_read(config):
+    """Beyond the limit the policy decides: the primary answers, or an error names replica and reason."""
+    limits = ReplicaConfig(look_s=0.05, lag_max_s=0.5)
+    async with Database(replace(config, replicas=limits)) as database:
+
+        async def by_primary() -> bool:
+            return await in_a_task(read(database)) == (1, False)
+
+        await in_a_task(database.execute("INSERT INTO notes VALUES (1)"))
+        await until(by_primary)
+    strict = replace(limits, otherwise="error")
+    async with Database(replace(config, replicas=strict)) as database:
+        await in_a_task(database.execute("INSERT INTO notes VALUES (2)"))
+        await database.replicas["shard-0"].look(timeout_s=5.0)
+        with pytest.raises(DatabaseUnavailable, match=r"near is more than 0.5 s behind"):
+            await read(database)
+
+
+async def test_tasks_of_a_session_see_each_others_writes(config, late):
+    """Without one a task that wrote does not tell the others; a bookmark tells another process."""
+    async with Database(replace(config, replicas=ReplicaConfig(look_s=0.05, lag_max_s=60))) as database:
+
+        async def by_replica() -> bool:
+            return (await in_a_task(read(database)))[1]
+
+        await until(by_replica)
+        with database.session():
+            await in_a_task(database.execute("INSERT INTO notes VALUES (1)"))
+            assert await in_a_task(read(database)) == (1, False)
+            mark = await database.bookmark()
+        assert await read(database) == (0, True)
+        with database.session(mark):
+            assert await read(database) == (1, False)
+
+
+async def test_only_reads_go_to_replicas(config):
+    """A statement that is not said to be one is refused, and so is a replica that the shard does not have."""
+    async with Database(config) as database:
+        with pytest.raises(CallerError, match="reads"):
+            await database.fetch(COUNT, replica="any")
+        with pytest.raises(CallerError, match="no replica 'far'"):
+            await read(database, replica="far")

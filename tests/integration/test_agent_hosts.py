@@ -1,0 +1,210 @@
+"""Hosts in one process on a real database: leases, lost answers, limits and trials that they share."""
+
+import asyncio
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig, nodes
+from headrace.agents.postgres_store import PostgresStore
+from headrace.clock import SystemClock
+from headrace.errors import DatabaseUnavailable, RateLimited
+from headrace.events import NodeFenced, NodesLost, Silent
+
+ECHO = "async def Agent(input, context): return input"
+STUBBORN = """
+import asyncio
+gate, attempts, begun = asyncio.Event(), [], asyncio.Event()
+async def Agent(input, context):
+    attempts.append(context.attempt)
+    begun.set()
+    while not gate.is_set():
+        try:
+            await gate.wait()
+        except asyncio.CancelledError:
+            continue
+    return context.attempt
+"""
+CONFIG = {"node_lease_s": 60.0, "queue_poll_s": 0.05, "retry_first_s": 0.01, "cancel_grace_s": 0.1}
+
+
+class Notes:
+    def __init__(self):
+        self.events = []
+
+    def on(self, event):
+        self.events.append(event)
+
+    def of(self, kind):
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+@asynccontextmanager
+async def hosts(database, count, *, observer=None, **config):
+    """Several hosts that beat when they are told to: their leases are long."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                AgentHost(
+                    AgentsConfig(**{**CONFIG, **config}),
+                    database=database,
+                    writer=f"w{n}",
+                    observer=observer or Silent(),
+                )
+            )
+            for n in range(count)
+        ]
+
+
+async def beat(*several):
+    """One beat of each host on each shard."""
+    for host in several:
+        for shard in host._store.shards:
+            await host._membership.beat(shard)
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not await condition():
+            await asyncio.sleep(0.01)
+
+
+def module_of(host):
+    import sys
+
+    return sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module]
+
+
+async def test_a_fenced_host_goes_on_under_another_name(database):
+    """What it ran is given back, even to itself, but not before it has stopped there; one result is kept."""
+    notes = Notes()
+    async with hosts(database, 2, observer=notes) as (host, other):
+        await host.deploy("a", STUBBORN, version="1.0.0", idempotent=True)
+        await other._queue.close()  # so that the fenced one gets it back
+        await host.submit("a", None, execution_id="e")
+        await until(lambda: asyncio.sleep(0, host.started == 1))
+        module = module_of(host)
+        for node in database.nodes.values():
+            await node.execute("UPDATE headrace_nodes SET lease_until = now() - interval '1 s' WHERE node LIKE 'w0%'")
+        await beat(other)
+        await beat(host, host)
+        assert (await host.execution("a", "e")).status == "queued"
+        module.gate.set()
+
+        async def is_over():
+            return (await host.execution("a", "e")).is_finished
+
+        await until(is_over)
+        ended = await host.execution("a", "e")
+        assert (ended.status, ended.output, module.attempts) == ("completed", 2, [1, 2])
+        assert host.running == 0
+    assert len(notes.of(NodeFenced)) == len(database.nodes)
+    assert sum(event.runs for event in notes.of(NodeFenced)) == 1
+    assert sum(event.returned for event in notes.of(NodesLost)) == 1
+
+
+@pytest.mark.parametrize("lost", ["begin", "submit"])
+async def test_an_execution_whose_beginning_nobody_answered_for_is_found(database, monkeypatch, lost):
+    """The row says that it runs, and nobody runs it: it is given up, not left running for ever."""
+
+    class Store(PostgresStore):
+        async def begin(self, submission):
+            agreed = await super().begin(submission)
+            if lost == "begin":
+                raise DatabaseUnavailable("the answer was lost")
+            return agreed
+
+        async def submit(self, submission):
+            held = await super().submit(submission)
+            if lost == "submit" and submission.owner is not None:
+                raise DatabaseUnavailable("the answer was lost")
+            return held
+
+    monkeypatch.setattr(nodes, "_SETTLED_S", 0.0)
+    config = AgentsConfig(**CONFIG)
+    store = Store(database, config, writer="w", clock=SystemClock(), observer=Silent())
+    async with AgentHost(config, store=store) as host:
+        await host.deploy("a", ECHO, version="1.0.0")
+        if lost == "begin":
+            await host.submit("a", 1, execution_id="e")
+        else:
+            with pytest.raises(DatabaseUnavailable):
+                await host.execute("a", 1, execution_id="e")
+
+        async def is_over():
+            await beat(host)
+            return (await host.execution("a", "e")).is_finished
+
+        await until(is_over)
+        assert (await host.execution("a", "e")).status == "interrupted"
+        assert host.running == 0
+
+
+async def test_nodes_that_live_share_a_tenants_limit(database):
+    """Each gets its part once it has heard of the others, and a part more when one leaves."""
+    tier = TierConfig(name="small", executions_max=6)
+    config = {"tiers": (tier,), "tenants": (TenantConfig(name="t", tier="small"),)}
+    async with hosts(database, 2, **config) as (first, second):
+        async with hosts(database, 1, **config):
+            await beat(first, second)
+            assert [host._admission.share("t") for host in (first, second)] == [2, 2]
+        await beat(first, second)
+        assert [host._admission.share("t") for host in (first, second)] == [3, 3]
+
+
+async def test_a_daily_quota_counts_over_all_nodes(database):
+    """What one recorded, the other knows after a beat."""
+    tier = TierConfig(name="small", executions_max=100, executions_per_day=10)
+    config = {"tiers": (tier,), "tenants": (TenantConfig(name="t", tier="small"),)}
+    async with hosts(database, 2, **config) as (first, second):
+        await first.deploy("a", ECHO, version="1.0.0", tenant="t")
+        for n in range(8):
+            await first.execute("a", n, tenant="t")
+        await second.execute("a", 0, tenant="t")
+        await beat(second)
+        await second.execute("a", 1, tenant="t")
+        with pytest.raises(RateLimited, match="of today"):
+            await second.execute("a", 2, tenant="t")
+
+
+async def test_a_queue_is_bounded_over_all_nodes(database):
+    """Another node's submissions count after a beat."""
+    async with hosts(database, 2, queued_max=5) as (first, second):
+        await first.deploy("a", ECHO, version="1.0.0")
+        for host in (first, second):
+            await host._queue.close()
+        for n in range(4):
+            await first.submit("a", n)
+        await second.submit("a", 4)
+        await beat(second)
+        with pytest.raises(Exception, match="are queued already"):
+            await second.submit("a", 5)
+
+
+async def test_a_host_that_is_closed_leaves_at_once(database):
+    """Nobody waits for the end of its lease, and its queue is taken by others."""
+    async with hosts(database, 1) as (stays,):
+        async with hosts(database, 1) as (leaves,):
+            await leaves.deploy("a", ECHO, version="1.0.0")
+            await stays._queue.close()
+            await leaves._queue.close()
+            await leaves.submit("a", 1, execution_id="e")
+        rows = await database.fetch_everywhere("SELECT node FROM headrace_nodes")
+        assert len(rows) == len(database.nodes)
+        await stays._queue.open()
+
+        async def is_over():
+            return (await stays.execution("a", "e")).is_finished
+
+        await until(is_over)
+        assert (await stays.execution("a", "e")).output == 1
+
+
+async def test_old_executions_are_forgotten_with_a_beat(database):
+    """Their ids are free again."""
+    async with hosts(database, 1, executions_kept_s=0.001) as (host,):
+        await host.deploy("a", ECHO, version="1.0.0")
+        await host.execute("a", 1, execution_id="e")
+        await beat(host)
+        assert await database.fetch_everywhere("SELECT 1 FROM headrace_executions") == []
+        assert (await host.execute("a", 2, execution_id="e")).output == 2

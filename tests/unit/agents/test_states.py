@@ -1,0 +1,175 @@
+"""What instances remember: one turn at a time, kept with the result, asleep when idle."""
+
+import asyncio
+
+from headrace.agents import AgentHost, AgentsConfig
+from headrace.agents.execution import Execution
+from headrace.agents.memory_store import MemoryStore
+from headrace.agents.states import States
+from headrace.agents.store import State
+from headrace.testing import FakeClock
+
+COUNTS = """
+import asyncio
+inside = most = 0
+async def Agent(input, context):
+    global inside, most
+    inside += 1
+    most = max(most, inside)
+    n = context.state.get("n", 0)
+    await asyncio.sleep(0)
+    context.state["n"] = n + 1
+    inside -= 1
+    if input == "fail":
+        raise ValueError
+    return context.state["n"]
+"""
+
+
+async def test_executions_of_one_instance_take_turns():
+    """In the order of their calls, each seeing what the one before left; other instances are not waited for."""
+    import sys
+
+    async with AgentHost() as host:
+        await host.deploy("a", COUNTS, version="1.0.0")
+        module = sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module]
+        results = await asyncio.gather(*(host.execute("a", None, instance="one") for _ in range(20)))
+        assert [result.output for result in results] == list(range(1, 21))
+        assert module.most == 1
+        assert (await host.execute("a", None, instance="two")).output == 1
+
+
+async def test_a_failed_execution_leaves_the_state_as_it_was():
+    """What it had written is forgotten, and the next one takes its turn."""
+    async with AgentHost() as host:
+        await host.deploy("a", COUNTS, version="1.0.0")
+        await host.execute("a", None, instance="i")
+        assert (await host.execute("a", "fail", instance="i")).status == "failed"
+        assert (await host.execute("a", None, instance="i")).output == 2
+
+
+async def test_tenants_and_agents_do_not_share_instances():
+    """The same name under another owner is another instance."""
+    async with AgentHost() as host:
+        for tenant, agent_id in [("t", "a"), ("u", "a"), ("t", "b")]:
+            await host.deploy(agent_id, COUNTS, version="1.0.0", tenant=tenant)
+            assert (await host.execute(agent_id, None, instance="i", tenant=tenant)).output == 1
+
+
+async def test_without_an_instance_there_is_no_state():
+    """The agent is told what to ask for."""
+    async with AgentHost() as host:
+        await host.deploy("a", COUNTS, version="1.0.0")
+        result = await host.execute("a", None)
+    assert result.status == "failed"
+    assert "has no instance" in result.error
+
+
+async def test_a_state_that_is_too_large_or_no_json_fails_the_execution():
+    """And is not kept."""
+    text = "async def Agent(input, context):\n    context.state['x'] = 'y' * input if input else object()"
+    async with AgentHost(AgentsConfig(state_bytes_max=100)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        for value, named in [(500, "bytes; at most 100"), (0, "cannot be written as JSON")]:
+            result = await host.execute("a", value, instance="i")
+            assert (result.status, named in result.error) == ("failed", True)
+        assert (await host.execute("a", 10, instance="i")).status == "completed"
+
+
+async def test_turns_that_wait_are_bounded():
+    """By number, and by the time that the call has."""
+    text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(input)"
+    async with AgentHost(AgentsConfig(state_turns_max=1)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        calls = [asyncio.create_task(host.execute("a", 0.3, instance="i")) for _ in range(3)]
+        results = await asyncio.gather(
+            *calls, host.execute("a", 0, instance="i", timeout=0.01), return_exceptions=True
+        )
+        assert [type(result).__name__ for result in results] == ["Execution", "Execution", "Overloaded", "Overloaded"]
+        assert host.running == 0
+
+
+def execution(n):
+    return Execution(id=str(n), agent_id="a", version="1", status="running", tenant="t")
+
+
+async def test_idle_instances_fall_asleep_and_busy_ones_do_not():
+    """A hundred thousand may have been there; in memory are those of the last minute."""
+    clock = FakeClock()
+    states = States(MemoryStore(clock=clock), AgentsConfig(state_idle_s=60), clock=clock)
+    for n in range(1000):
+        await states.begin(execution(n), f"i{n}")
+        if n != 500:
+            states.end(execution(n))
+    states.sleep_idle()
+    assert len(states) == 1000
+    clock.advance(61)
+    await states.begin(execution("young"), "young")
+    states.end(execution("young"))
+    states.sleep_idle()
+    assert len(states) == 2
+    states.end(execution(500))
+
+
+async def test_a_change_that_another_node_made_is_seen_and_never_overwritten():
+    """Each turn begins with the newest version; one that was overtaken is refused."""
+    clock = FakeClock()
+    store = MemoryStore(clock=clock)
+    here, there = (States(store, AgentsConfig(), clock=clock) for _ in range(2))
+    await here.begin(execution(1), "i")
+    here.of(execution(1))["n"] = 1
+    await there.begin(execution(2), "i")
+    there.of(execution(2))["n"] = 2
+    assert await there.keep(execution(2)) is None
+    assert "changed elsewhere" in await here.keep(execution(1))
+    here.end(execution(1))
+    await here.begin(execution(3), "i")
+    assert here.of(execution(3)) == {"n": 2}
+    assert await store.state("t", "a", "i", known=0) == State(1, b'{"n":2}')
+
+
+async def test_a_turn_that_was_given_up_is_passed_on():
+    """Whoever leaves while it waits, or just as its turn comes, holds nobody up."""
+    clock = FakeClock()
+    states = States(MemoryStore(clock=clock), AgentsConfig(), clock=clock)
+    await states.begin(execution(0), "i")
+    waiting = [asyncio.create_task(states.begin(execution(n), "i")) for n in (1, 2, 3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    await asyncio.sleep(0)
+    states.end(execution(0))
+    waiting[1].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [task.cancelled() for task in waiting] == [True, True, False]
+    states.end(execution(3))
+
+
+async def test_a_busy_instance_holds_up_nobody_elses_queue():
+    """What is queued for it waits in the queue, without a place; its turns come one by one."""
+    text = """
+import asyncio
+gate = asyncio.Event()
+async def Agent(input, context):
+    await gate.wait()
+    context.state["n"] = context.state.get("n", 0) + 1
+    return context.state["n"]
+"""
+    import sys
+
+    config = AgentsConfig(queue_batch_max=2, queue_poll_s=0.02)
+    async with AgentHost(config) as host:
+        await host.deploy("a", text, version="1.0.0")
+        await host.deploy("b", "async def Agent(input, context): return input", version="1.0.0")
+        busy = [await host.submit("a", n, instance="i") for n in range(10)]
+        other = await host.submit("b", 1)
+
+        async def result(agent_id, execution):
+            async with asyncio.timeout(10):
+                while not (found := await host.execution(agent_id, execution.id)).is_finished:
+                    await asyncio.sleep(0.005)
+            return found.output
+
+        assert await result("b", other) == 1
+        assert host.running == 1
+        sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module].gate.set()
+        assert sorted([await result("a", one) for one in busy]) == list(range(1, 11))

@@ -26,7 +26,7 @@ from headrace.build import is_compiled
 from headrace.cache import Cache, MemoryCache
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, QueryPolicy, ShardConfig, Sharded
-from headrace.database.worth import ENTRY_BYTES, Worth
+from headrace.database.query_cache.worth import ENTRY_BYTES, Worth
 from headrace.embedded import EmbeddedPostgres, started
 
 CALLS = 100

@@ -24,9 +24,9 @@ import psycopg
 
 from benchmarks.scenario.tpch_queries import COMPLEX, INDEXES, QUERIES, SCHEMA, SIMPLE, TABLES
 from headrace.database import Database, DatabaseConfig, ShardConfig
-from headrace.database.aggregation import Combination
 from headrace.database.config import Reference, Sharded
-from headrace.database.route import AnyShard, Gather, OneShard, Plan, Refused, Shards
+from headrace.database.planning.aggregation import Combination
+from headrace.database.planning.route import AnyShard, Gather, OneShard, Plan, Refused, Shards
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import HeadraceError
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.database.ledger import REMEMBERED, Ledger, Snapshot, Verdict
+from headrace.database.query_cache.ledger import REMEMBERED, Ledger, Snapshot, Verdict
 
 TABLES = range(3)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from headrace.database.query_key import SETTINGS, Context, Namer, parameters
-from headrace.database.query_text import Kind, normalised, read_text, tokens
+from headrace.database.query_cache.key import SETTINGS, Context, Namer, parameters
+from headrace.database.query_cache.text import Kind, normalised, read_text, tokens
 
 letters = st.characters(codec="utf-8", exclude_characters="\0")
 strings = st.text(letters, max_size=8).map(lambda text: "'" + text.replace("'", "''") + "'")

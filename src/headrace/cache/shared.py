@@ -317,8 +317,7 @@ class SharedTier(RemoteWatcher):
 
     async def deliver(self, entries: Sequence[Sealed]) -> list[bool]:
         """As `write`, for entries that are kept and tried again if they are not taken."""
-        if self._deferred.everything:
-            # Whatever went before a `clear` that is owed or on its way would be cleared by it.
+        if self._deferred.everything:  # whatever went ahead of it would be cleared with the rest
             async with self._clearing:
                 if self._deferred.everything:
                     await self._deliver_everything()

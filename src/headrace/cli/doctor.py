@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from headrace.config import CacheConfig, Config
     from headrace.database import DatabaseConfig, ShardMap
-    from headrace.database.nodes import Node
+    from headrace.database.postgres.nodes import Node
 
 _EXTENSIONS = ("hypopg", "pg_stat_statements")
 _CAPABILITIES = """

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from headrace.config import Config
     from headrace.database import DatabaseConfig, ShardMap
     from headrace.database.kept_map import KeptMap
-    from headrace.database.nodes import Node
     from headrace.database.placement.keys import Key
+    from headrace.database.postgres.nodes import Node
 
 _STATE = """
 SELECT pg_database_size(current_database()),

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from headrace.database.config import Reference, Sharded
-from headrace.database.nodes import Node
-from headrace.database.scope import Catalog, TableFacts
+from headrace.database.planning.scope import Catalog, TableFacts
+from headrace.database.postgres.nodes import Node
 from headrace.errors import ConfigError
 
 _COLUMNS = """

@@ -13,25 +13,25 @@ from headrace.cache import Cache
 from headrace.clock import Clock, SystemClock
 from headrace.database.catalog import declared
 from headrace.database.config import DatabaseConfig
+from headrace.database.fanout.point_reads import PointReads
+from headrace.database.fanout.spread import Spread, each_row, one_shard
 from headrace.database.indexes.advisor import Indexes
 from headrace.database.indexes.observation import StatementHistogram
 from headrace.database.kept_map import FENCED
 from headrace.database.key_columns import verify_columns, verify_hash
 from headrace.database.map_keeper import MapKeeper
-from headrace.database.nodes import Node
 from headrace.database.placement.postgres_hash import Key
-from headrace.database.point_reads import PointReads
-from headrace.database.pool_usage import NodeStatistics
-from headrace.database.query_cache import CacheVerdict, QueryCache, QueryCacheStatistics, inside
+from headrace.database.planning.route import AnyShard, OneShard, Plan
+from headrace.database.postgres.nodes import Node
+from headrace.database.postgres.pool_usage import NodeStatistics
+from headrace.database.postgres.replicas import LSN, Replicas
+from headrace.database.postgres.rows import Partial, Row
+from headrace.database.postgres.sessions import session, wrote_at
+from headrace.database.postgres.transaction import Transaction
+from headrace.database.postgres.two_phase import SpanningTransaction, TwoPhase
+from headrace.database.query_cache.cache import CacheVerdict, QueryCache, QueryCacheStatistics, inside
 from headrace.database.query_policy import QueryPolicy
-from headrace.database.replicas import LSN, Replicas
-from headrace.database.route import AnyShard, OneShard, Plan
-from headrace.database.rows import Partial, Row
-from headrace.database.sessions import session, wrote_at
 from headrace.database.shard_map import Placement, ShardMap, holds_slots
-from headrace.database.spread import Spread, each_row, one_shard
-from headrace.database.transaction import Transaction
-from headrace.database.two_phase import SpanningTransaction, TwoPhase
 from headrace.errors import CallerError, ConfigError, DatabaseUnavailable, NotOpen, StatementFailed, StatementRefused
 from headrace.events import Observer, Silent
 

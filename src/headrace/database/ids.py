@@ -26,7 +26,7 @@ from headrace.events import IdNodeLost, Observer, Silent
 
 if TYPE_CHECKING:
     from headrace.database.database import Database
-    from headrace.database.nodes import Node
+    from headrace.database.postgres.nodes import Node
 
 EPOCH_MS: Final = 1_735_689_600_000
 """2025-01-01 UTC, in milliseconds since 1970."""

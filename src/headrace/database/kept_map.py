@@ -17,9 +17,9 @@ from typing import Any
 
 import msgspec
 
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
+from headrace.database.postgres.transaction import Transaction
 from headrace.database.shard_map import Rule, ShardMap, rule_from_json, rule_to_json
-from headrace.database.transaction import Transaction
 from headrace.errors import ConfigError, ShardMapOutdated, StatementFailed
 
 FENCED = "SH001"

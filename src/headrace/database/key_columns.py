@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import Final
 
 from headrace.database.config import Reference, Sharded
-from headrace.database.nodes import Node
 from headrace.database.placement.keys import KINDS, Key, kind_of
 from headrace.database.placement.postgres_hash import hash_key
+from headrace.database.postgres.nodes import Node
 from headrace.errors import BugError, ConfigError
 
 SAMPLES: Final[tuple[Key, ...]] = (

@@ -16,7 +16,7 @@ from headrace.database.kept_map import (
     read_epoch,
     read_map,
 )
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 from headrace.database.shard_map import ShardMap
 from headrace.errors import ConfigError, DatabaseUnavailable, HeadraceError
 from headrace.events import Observer, ShardMapChanged

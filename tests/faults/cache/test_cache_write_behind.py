@@ -314,7 +314,7 @@ async def test_a_write_waits_for_the_clear_before_it(open_cache, server, monkeyp
     with server.client() as client:
         for _ in range(20):  # rounds in which a write that does not wait is there
             await asyncio.to_thread(client.ping)
-        assert not [name for name in client.keys() if b"b:1" in name]
+        assert not [name for name in client.scan_iter() if b"b:1" in name]
     may_clear.set()
     await asyncio.gather(clearing, flushing)
     assert await (await open_cache(memory=None)).get("b:1") == "after"

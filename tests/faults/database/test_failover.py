@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from headrace.database import Database, DatabaseConfig
-from headrace.database.outcomes import NOTE, Marker
+from headrace.database.postgres.outcomes import NOTE, Marker
 from headrace.errors import DatabaseUnavailable, OutcomeUnknown
 from headrace.events import Event, LeaderChanged, LeaderRefused, OutcomeResolved
 from tests.failovers import Load, Pair, ask, frozen, kill, pair, write, writing

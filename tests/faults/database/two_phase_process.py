@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
-from headrace.database.transaction import Transaction
-from headrace.database.two_phase import TwoPhase
+from headrace.database.postgres.transaction import Transaction
+from headrace.database.postgres.two_phase import TwoPhase
 
 INSERT = "INSERT INTO parts VALUES ($1)"
 

@@ -18,7 +18,7 @@ READ = "SELECT id, v, price FROM orders WHERE id = $1"
 @pytest.fixture
 async def trips(monkeypatch):
     """How many calls each gathered statement answered, by shard."""
-    from headrace.database.nodes import Node
+    from headrace.database.postgres.nodes import Node
 
     seen = []
     fetch_as = Node.fetch_as

@@ -11,7 +11,7 @@ import pytest
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.database.config import Reference, Sharded
-from headrace.database.route import AllShards, Gather, OneShard
+from headrace.database.planning.route import AllShards, Gather, OneShard
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import (
     BackendError,

@@ -154,10 +154,11 @@ async def test_a_host_without_isolated_versions_has_no_pool() -> None:
 
 async def test_a_closed_host_leaves_no_worker() -> None:
     """Neither zygote nor workers."""
+    before = set(psutil.Process().children())
     async with AgentHost(config()) as host:
         await host.deploy("a", AGENT, version="1.0.0")
         await host.execute("a", 1)
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= before
 
 
 # -- what comes back ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from headrace.database.indexes.redundant import UNUSED_AFTER_S, Superfluous, sup
 from headrace.database.indexes.relations import read_schema
 from headrace.database.indexes.trial import Trial
 from headrace.database.indexes.workload import Query, Workload, merged
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 from headrace.errors import BackendError, CallerError, StatementFailed
 from headrace.events import Observer
 

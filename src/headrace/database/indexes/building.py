@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 from headrace.clock import Clock
 from headrace.database.indexes.advice import IndexChange, State
 from headrace.database.indexes.journal import NAMESPACE, note, read_journal
-from headrace.database.nodes import Node
-from headrace.database.pipeline import DriverError, PipelinedConnection
+from headrace.database.postgres.nodes import Node
+from headrace.database.postgres.pipeline import DriverError, PipelinedConnection
 from headrace.errors import BackendError, IndexBuildFailed
 from headrace.events import IndexBuilt, IndexDropped, IndexLeftoverDropped, Observer
 

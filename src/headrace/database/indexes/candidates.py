@@ -13,8 +13,8 @@ from sqlglot.errors import SqlglotError
 from sqlglot.optimizer.scope import Scope, traverse_scope
 
 from headrace.database.indexes.index import Index, Schema, TableFacts
-from headrace.database.select_shape import folded
-from headrace.database.statement import DIALECT, with_parameters
+from headrace.database.planning.select_shape import folded
+from headrace.database.planning.statement import DIALECT, with_parameters
 from headrace.errors import CallerError
 
 INCLUDE_COLUMNS_MAX: Final = 5

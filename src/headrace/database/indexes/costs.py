@@ -16,8 +16,8 @@ from headrace.database.indexes.extend import Answers, Question
 from headrace.database.indexes.index import Index, Schema
 from headrace.database.indexes.samples import parameters, repaired, sampled
 from headrace.database.indexes.workload import Query, Sample
-from headrace.database.nodes import Node
-from headrace.database.pipeline import DriverError, PipelinedConnection
+from headrace.database.postgres.nodes import Node
+from headrace.database.postgres.pipeline import DriverError, PipelinedConnection
 from headrace.errors import CallerError
 
 _HYPOPG: Final = """

@@ -7,7 +7,7 @@ finds it. A session lock says whether its author is still at it: Postgres gives 
 from typing import Any, Final
 
 from headrace.database.indexes.advice import IndexChange, State
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 
 NAMESPACE: Final = 0x696E6478  # "indx"; the other half of the lock is the hash of the index's name
 _LOCK: Final = 0x696E646578  # "index", around CREATE TABLE

@@ -10,9 +10,9 @@ from typing import Any, Final, NamedTuple
 
 from headrace.database.indexes.costs import Prepared
 from headrace.database.indexes.workload import Sample
-from headrace.database.nodes import Node
-from headrace.database.pipeline import DriverError, PipelinedConnection
-from headrace.database.statement import read_statement
+from headrace.database.planning.statement import read_statement
+from headrace.database.postgres.nodes import Node
+from headrace.database.postgres.pipeline import DriverError, PipelinedConnection
 from headrace.errors import CallerError
 
 RUNS: Final = 3

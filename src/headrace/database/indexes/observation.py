@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from headrace.clock import Clock
 from headrace.database.indexes.workload import QUERIES_MAX, SAMPLES_MAX, Query, Sample, Workload, parametrised
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 from headrace.errors import CallerError
 
 _TEXT_CHARACTERS_MAX: Final = 20_000

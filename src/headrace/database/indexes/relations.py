@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from headrace.database.indexes.index import ColumnFacts, Schema, StandingIndex, TableFacts
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 
 _TABLES: Final = """
 SELECT c.oid::bigint AS oid, c.oid::regclass::text AS name, n.nspname AS schema, c.relname AS bare,

@@ -15,8 +15,8 @@ from sqlglot import exp
 from headrace.database.indexes.candidates import read_statement
 from headrace.database.indexes.index import ColumnFacts, Schema
 from headrace.database.indexes.workload import Sample
-from headrace.database.query_text import Token, normalised, tokens
-from headrace.database.select_shape import folded
+from headrace.database.planning.select_shape import folded
+from headrace.database.query_cache.text import Token, normalised, tokens
 
 _TYPED: Final = frozenset({"date", "time", "timestamp", "timestamptz", "interval", "numeric", "uuid", "bytea"})
 _NEUTRAL: Final[Mapping[str, str]] = {

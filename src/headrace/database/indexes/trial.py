@@ -8,7 +8,7 @@ from headrace.database.indexes.building import Builder, Hold, Progress
 from headrace.database.indexes.costs import Prepared
 from headrace.database.indexes.journal import begin, make_journal, note
 from headrace.database.indexes.measuring import Judgement, Measurement, fastest, judge, measure
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 from headrace.errors import IndexBuildFailed
 
 

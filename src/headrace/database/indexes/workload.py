@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from headrace.database.query_text import Kind, Token, normalised, tokens
+from headrace.database.query_cache.text import Kind, Token, normalised, tokens
 from headrace.errors import CallerError
 
 SAMPLES_MAX: Final = 3

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 
 from headrace.clock import Clock
-from headrace.database.nodes import Node
+from headrace.database.postgres.nodes import Node
 from headrace.errors import BugError
 from headrace.events import MigrationApplied, Observer
 

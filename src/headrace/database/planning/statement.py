@@ -1,0 +1,256 @@
+"""A statement, read once: what it is, which tables it uses, what it says of their shard keys. Pure.
+
+sqlglot reads it as Postgres would. What sqlglot does not know stays an opaque `OTHER`, which only an explicit key, or
+`everywhere=True`, can send anywhere. The text that runs on a single shard is always the caller's own, never one that
+was written anew.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlglot import exp, parse
+from sqlglot.errors import SqlglotError
+
+from headrace.database.planning.key_terms import Term
+from headrace.database.planning.locality import Locality
+from headrace.database.planning.scope import Catalog, Use
+from headrace.errors import CallerError
+
+DIALECT: Final = "postgres"
+
+
+class Kind(StrEnum):
+    """What a statement does."""
+
+    SELECT = "select"
+    INSERT = "insert"
+    UPDATE = "update"
+    DELETE = "delete"
+    SCHEMA = "schema"
+    OTHER = "other"
+
+
+_KINDS: Final[tuple[tuple[type[exp.Expr], Kind], ...]] = (
+    (exp.Select, Kind.SELECT),
+    (exp.SetOperation, Kind.SELECT),
+    (exp.Values, Kind.SELECT),
+    (exp.Subquery, Kind.SELECT),
+    (exp.Insert, Kind.INSERT),
+    (exp.Update, Kind.UPDATE),
+    (exp.Delete, Kind.DELETE),
+    (exp.Create, Kind.SCHEMA),
+    (exp.Drop, Kind.SCHEMA),
+    (exp.Alter, Kind.SCHEMA),
+    (exp.TruncateTable, Kind.SCHEMA),
+)
+
+# From pg_proc: what every call answers anew, or what acts. Functions of the user are unknown, and treated alike where
+# it matters (`Statement.unknown_functions`).
+_VOLATILE = frozenset(
+    re.findall(
+        r"\S+",
+        "random random_normal setseed clock_timestamp timeofday gen_random_uuid uuidv4 uuidv7 nextval currval lastval "
+        "setval set_config pg_sleep pg_sleep_for pg_sleep_until pg_notify txid_current pg_current_xact_id "
+        "pg_advisory_lock pg_advisory_xact_lock pg_try_advisory_lock pg_try_advisory_xact_lock pg_advisory_unlock "
+        "pg_backend_pid pg_cancel_backend pg_terminate_backend lo_create lo_import dblink dblink_exec",
+    )
+)
+_DIFFERS_BY_SHARD = frozenset(
+    re.findall(
+        r"\S+",
+        "now transaction_timestamp statement_timestamp current_database inet_server_addr pg_current_wal_lsn",
+    )
+)
+_VOLATILE_NODES = (exp.Rand, exp.Uuid)
+_POSTGRES_NAMES: Final[dict[type[exp.Expr], str]] = {exp.Rand: "random", exp.Uuid: "gen_random_uuid"}
+_CLOCK_NODES = (exp.CurrentTimestamp, exp.CurrentDate, exp.CurrentTime, exp.Localtimestamp, exp.Localtime)
+
+_QUOTED_OR_PARAMETER = re.compile(
+    r"""
+    [eE]'(?:[^'\\]|''|\\.)*'            # E'...'
+  | '(?:[^']|'')*'                      # '...'
+  | "(?:[^"]|"")*"                      # "..."
+  | \$([A-Za-z_\x80-\uffff][\w\x80-\uffff]*)?\$.*?\$(?(1)\1)\$   # $tag$...$tag$
+  | --[^\n]*
+  | /\*.*?\*/
+  | (?P<parameter>\$\d+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def with_parameters(sql: str, write: Callable[[int], str]) -> str:
+    """The text with every `$n` as `write(n)` spells it; nothing else of it changes."""
+    return _QUOTED_OR_PARAMETER.sub(
+        lambda found: write(int(found["parameter"][1:])) if found["parameter"] else found[0], sql
+    )
+
+
+def _spaced(sql: str) -> str:
+    """Every `$n` with a space behind it: sqlglot reads `$1,$` as the beginning of a dollar-quoted string."""
+    return _QUOTED_OR_PARAMETER.sub(lambda found: found[0] + (" " if found["parameter"] else ""), sql)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """The facts of one statement that routing needs."""
+
+    sql: str
+    kind: Kind
+    tree: exp.Expr = field(repr=False)
+    uses: tuple[Use, ...]
+    """Every appearance of a base table."""
+    sharded: tuple[Use, ...]
+    """Those of sharded tables."""
+    terms: tuple[tuple[Use, tuple[Term, ...]], ...] | None
+    """The keys that every sharded table is held to; None: one of them is held to nothing."""
+    undeclared: tuple[str, ...]
+    """Tables that the configuration does not know."""
+    writes: bool
+    """It changes rows, also in a WITH query."""
+    locks: bool
+    """FOR UPDATE and its like."""
+    volatile: tuple[str, ...]
+    """Functions that answer differently at every call, or act."""
+    clocks: tuple[str, ...]
+    """Functions whose answer is the shard's own: now() and its like."""
+    unknown_functions: tuple[str, ...]
+    """Functions that are not known to be harmless."""
+    parameters: int
+    """The highest `$n`."""
+    sets_key: bool
+    """It gives a row another shard key."""
+    set_key: Term | None
+    insert_rows: tuple[Term | None, ...] | None
+    """The shard key of every row of an INSERT ... VALUES into a sharded table; None in it: not known."""
+    reason: str | None
+    """Why shards cannot each answer for their own rows; None: they can."""
+    strings: int
+    """Groups of sharded tables that are joined by their keys; more than one cannot be answered shard by shard."""
+
+    @property
+    def read_only(self) -> bool:
+        """Whether running it twice is the same as once: no writes, no locks, no function that might act."""
+        return self.kind is Kind.SELECT and not (self.writes or self.locks or self.volatile or self.unknown_functions)
+
+
+def read_statement(sql: str, catalog: Catalog) -> Statement:
+    """The facts of a statement. Raises `CallerError` if it is no single statement."""
+    tree = _parsed(sql)
+    kind = next((kind for type_, kind in _KINDS if isinstance(tree, type_)), Kind.OTHER)
+    locality = Locality(tree, catalog) if kind not in {Kind.SCHEMA, Kind.OTHER} else Locality(exp.Null(), catalog)
+    volatile, clocks, unknown = _functions(tree)
+    sharded = tuple(locality.sharded)
+    held = tuple((use, use.terms) for use in sharded if use.terms is not None)
+    return Statement(
+        sql=sql,
+        kind=kind,
+        tree=tree,
+        uses=tuple(locality.uses),
+        sharded=sharded,
+        terms=held if held and len(held) == len(sharded) else None,
+        undeclared=tuple(dict.fromkeys(use.name for use in locality.uses if use.facts is None)),
+        writes=kind is not Kind.SELECT or any(tree.find_all(exp.Insert, exp.Update, exp.Delete, exp.Into)),
+        locks=any(tree.find_all(exp.Lock)),
+        volatile=volatile,
+        clocks=clocks,
+        unknown_functions=unknown,
+        parameters=max((int(node.name) for node in tree.find_all(exp.Parameter) if node.name.isdigit()), default=0),
+        sets_key=locality.sets_key,
+        set_key=locality.set_key,
+        insert_rows=None if locality.insert_rows is None else tuple(locality.insert_rows),
+        reason=locality.reason,
+        strings=locality.strings,
+    )
+
+
+_SQLGLOT_LOG = logging.getLogger("sqlglot")
+
+
+def _is_silent(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
+def _parsed(sql: str) -> exp.Expr:
+    # It warns of every statement that it keeps as a Command; for us that is one kind among others.
+    _SQLGLOT_LOG.addFilter(_is_silent)
+    try:
+        trees = [tree for tree in parse(_spaced(sql), dialect=DIALECT) if tree is not None]
+    except (SqlglotError, RecursionError):
+        return exp.Command(this=sql)
+    finally:
+        _SQLGLOT_LOG.removeFilter(_is_silent)
+    if len(trees) != 1:
+        raise CallerError(
+            f"{len(trees)} statements in one text cannot be routed.",
+            fix="Send one statement at a time, or pass key=...",
+        )
+    return trees[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """SQL text with `$1` ... and which of the caller's parameters these are, counted from 0."""
+
+    sql: str
+    parameters: tuple[int, ...]
+
+    def pick(self, params: Sequence[Any]) -> tuple[Any, ...]:
+        """Its own parameters out of the caller's."""
+        return tuple(params[index] for index in self.parameters)
+
+
+def render(tree: exp.Expr) -> Rendered:
+    """The text of a tree, which it changes: parameters that the tree does not use are left out and the others counted
+    anew, because Postgres refuses a parameter that nothing gives a type.
+    """
+    numbers: dict[int, int] = {}
+    for node in tree.find_all(exp.Parameter):
+        index = int(node.name) - 1
+        number = numbers.setdefault(index, len(numbers) + 1)
+        node.set("this", exp.Literal.number(number))
+    return Rendered(tree.sql(dialect=DIALECT), tuple(numbers))
+
+
+def _functions(tree: exp.Expr) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    volatile: dict[str, None] = {}
+    clocks: dict[str, None] = {}
+    unknown: dict[str, None] = {}
+    for node in tree.find_all(exp.Func):
+        name = node.name if isinstance(node, exp.Anonymous) else _POSTGRES_NAMES.get(type(node)) or node.sql_name()
+        name = name.lower()
+        if name in _VOLATILE or isinstance(node, _VOLATILE_NODES):
+            volatile[name] = None
+        elif name in _DIFFERS_BY_SHARD or isinstance(node, _CLOCK_NODES):
+            clocks[name] = None
+        elif isinstance(node, exp.Anonymous) and name not in HARMLESS:
+            unknown[name] = None
+    return tuple(volatile), tuple(clocks), tuple(unknown)
+
+
+HARMLESS: Final = frozenset(
+    re.findall(
+        r"\S+",
+        "abs ceil floor round trunc sign sqrt power mod exp ln log div gcd lcm width_bucket scale "
+        "min_scale trim_scale length char_length octet_length bit_length lower upper initcap btrim ltrim "
+        "rtrim lpad rpad left right reverse repeat replace split_part strpos substr substring translate "
+        "concat concat_ws format md5 sha256 encode decode ascii chr to_char to_date to_number "
+        "to_timestamp to_hex quote_ident quote_literal starts_with regexp_replace regexp_match "
+        "regexp_matches regexp_count regexp_like regexp_substr string_to_array array_to_string "
+        "array_length cardinality unnest generate_series generate_subscripts array_append array_prepend "
+        "array_cat array_position array_remove array_replace array_upper array_lower date_part "
+        "date_trunc date_bin age make_date make_interval make_time make_timestamp make_timestamptz "
+        "justify_days justify_hours justify_interval isfinite every bool_and bool_or bit_and bit_or "
+        "bit_xor any_value jsonb_build_object json_build_object jsonb_array_length jsonb_typeof json_agg "
+        "jsonb_agg jsonb_extract_path_text jsonb_extract_path row_to_json to_json to_jsonb jsonb_set "
+        "greatest least nullif coalesce num_nulls num_nonnulls hashtext hashtextextended "
+        "hashint8extended pg_typeof lag lead ntile rank dense_rank row_number percent_rank cume_dist "
+        "first_value last_value nth_value mode percentile_cont percentile_disc factorial degrees radians "
+        "pi sin cos tan atan atan2 cbrt",
+    )
+)
+"""Functions of Postgres that sqlglot does not know and that neither act nor depend on anything but their arguments."""

@@ -1,0 +1,75 @@
+"""psycopg's pool of connections, and what it lacks."""
+
+import asyncio
+from typing import Any
+
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from headrace.database.postgres.pipeline import ConnectFailed, PipelinedConnection
+
+__all__ = ["Pool", "PoolClosed", "PoolTimeout", "TooManyRequests"]
+
+
+class Pool(AsyncConnectionPool[PipelinedConnection]):
+    """psycopg's pool, which can also get smaller at once, and be closed while a server leaves it waiting."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._connecting: dict[asyncio.Task[Any], PipelinedConnection | None] = {}
+
+    async def _connect(self, timeout: float | None = None) -> PipelinedConnection:
+        connecting = asyncio.get_running_loop().create_task(super()._connect(timeout))
+        self._connecting[connecting] = None
+        try:
+            return await connecting
+        except asyncio.CancelledError:
+            if not connecting.cancelled():
+                connecting.cancel()
+                raise
+            raise ConnectFailed("the pool is being closed") from None
+        finally:
+            del self._connecting[connecting]
+
+    def greeting(self, connection: PipelinedConnection) -> None:
+        """The connection is open and its session is being set up, by the task that says so."""
+        task = asyncio.current_task()
+        if task in self._connecting:
+            self._connecting[task] = connection
+
+    def give_up(self) -> None:
+        """Stop connecting: a frozen server would hold up the closing."""
+        for connecting, connection in self._connecting.items():
+            if connection is None:
+                connecting.cancel()
+            else:
+                connection.sever()  # not cancelled: psycopg would first wait for the server to agree
+
+    async def discard(self, connection: PipelinedConnection) -> None:
+        """Close a borrowed connection and put none in its place."""
+        async with self._lock:
+            self._nconns -= 1
+        await self._close_connection(connection)
+
+    async def shrink(self) -> None:
+        """Close idle connections above the maximum; busy ones are discarded when they come back."""
+        async with self._lock:
+            excess = max(0, min(self._nconns - self._max_size, len(self._pool)))
+            closing = [self._pool.popleft() for _ in range(excess)]
+            self._nconns -= excess
+        for connection in closing:
+            await self._close_connection(connection)
+
+    @property
+    def size(self) -> int:
+        """Connections that are open, or just being made."""
+        return self._nconns
+
+    @property
+    def occupied(self) -> int:
+        """Those that belong to a caller, from the moment that they are handed over."""
+        return max(0, self._nconns - len(self._pool) - len(self._connecting))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has more connections than it may."""
+        return self._nconns > self._max_size

@@ -1,0 +1,1 @@
+"""Results of queries, kept in the cache and never older than promised."""

@@ -1,0 +1,264 @@
+"""Where statements go: plans as data, from text, parameters and a map alone."""
+
+import uuid
+from typing import NamedTuple
+
+import pytest
+
+from headrace.database.planning.aggregation import Combination
+from headrace.database.planning.route import (
+    AllShards,
+    AnyShard,
+    Gather,
+    OneShard,
+    ReferenceWrite,
+    Refused,
+    Router,
+    Shards,
+    SplitInsert,
+    WriteEach,
+)
+from headrace.database.planning.scatter import Rows
+from headrace.database.planning.scope import TableFacts
+from headrace.errors import CallerError
+
+SHARDS = ("s0", "s1", "s2")
+CATALOG = {
+    "a": TableFacts("k", "bigint", ("k", "x", "n")),
+    "b": TableFacts("k", "bigint", ("id", "k", "x")),
+    "t": TableFacts("name", "text", ("name", "x")),
+    "u": TableFacts("id", "uuid", ("id", "x")),
+    "r": TableFacts(None, "", ("id", "label")),
+}
+
+
+class Home(NamedTuple):
+    shard: str
+
+
+class Modulo:
+    """Integer keys by their remainder, all others on s0; what it was asked for is kept."""
+
+    def __init__(self):
+        self.asked = []
+
+    def locate(self, key):
+        self.asked.append(key)
+        return Home(f"s{key % 3}" if isinstance(key, int) else "s0")
+
+
+def plan(sql, *params, everywhere=False):
+    return Router(SHARDS, CATALOG, statements_max=10).plan(sql, params, Modulo(), everywhere=everywhere)
+
+
+@pytest.mark.parametrize(
+    ("sql", "params", "shard"),
+    [
+        ("SELECT * FROM a WHERE k = $1", (4,), "s1"),
+        ("SELECT * FROM a WHERE k = 5", (), "s2"),
+        ("SELECT * FROM a WHERE k = '5'", (), "s2"),
+        ("SELECT * FROM a WHERE -4 = k AND x > 3", (), "s2"),
+        ("SELECT * FROM a WHERE k IN (1, 4, $1)", (7,), "s1"),
+        ("SELECT * FROM a WHERE k = ANY($1)", ([2, 5],), "s2"),
+        ("SELECT * FROM a WHERE k = 1 OR (k = 4 AND x = 2)", (), "s1"),
+        ("SELECT * FROM a JOIN b ON a.k = b.k WHERE b.k = $1", (1,), "s1"),
+        ("SELECT * FROM a JOIN b USING (k) WHERE a.k = $1", (1,), "s1"),
+        ("SELECT * FROM a, b WHERE a.k = 1 AND b.k = 4", (), "s1"),
+        ("SELECT * FROM a LEFT JOIN b ON b.k = a.k WHERE a.k = 2", (), "s2"),
+        ("SELECT * FROM r LEFT JOIN a ON a.x = r.id AND a.k = 2", (), "s2"),
+        ("SELECT * FROM a WHERE k = 1 AND EXISTS (SELECT 1 FROM b WHERE b.k = a.k)", (), "s1"),
+        ("WITH c AS (SELECT * FROM b WHERE k = 1) SELECT * FROM a JOIN c ON c.k = a.k", (), "s1"),
+        ("SELECT sum(n) OVER () FROM a WHERE k = 2", (), "s2"),
+        ("SELECT k FROM a WHERE k = 1 UNION SELECT k FROM b WHERE k = 4", (), "s1"),
+        ("UPDATE a SET x = 1 WHERE k = $1", (1,), "s1"),
+        ("WITH new AS (INSERT INTO a (k) VALUES (1) RETURNING *) SELECT * FROM new", (), "s1"),
+        ("UPDATE a SET k = 4 WHERE k = 1", (), "s1"),
+        ("DELETE FROM a USING b WHERE a.k = b.k AND b.k = 2", (), "s2"),
+        ("INSERT INTO a (x, k) VALUES ($1, $2)", (7, 2), "s2"),
+        ("INSERT INTO a VALUES (1, 2, 3)", (), "s1"),
+        ("INSERT INTO a (k, x) VALUES (1, 1), (4, 4) ON CONFLICT (k) DO UPDATE SET x = excluded.x", (), "s1"),
+        ("INSERT INTO a (k, x) SELECT k, x FROM b WHERE k = $1", (2,), "s2"),
+        ("SELECT * FROM a WHERE k = 1 FOR UPDATE", (), "s1"),
+    ],
+)
+def test_what_is_held_to_keys_of_one_shard_goes_there(sql, params, shard):
+    """Whatever else the statement does, its own text runs on that shard."""
+    assert plan(sql, *params) == OneShard(shard)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM a WHERE k > 1",
+        "SELECT * FROM a WHERE NOT k = 1",
+        "SELECT * FROM a WHERE k = 1 OR x = 2",
+        "SELECT * FROM a WHERE k + 1 = 2",
+        "SELECT * FROM a WHERE k = x",
+        "SELECT * FROM a LEFT JOIN b ON b.k = a.k AND a.k = 1",
+        "SELECT * FROM a WHERE k = 1.5",
+        "SELECT * FROM a WHERE EXISTS (SELECT 1 FROM b WHERE b.k = a.k AND b.x = 3)",
+    ],
+)
+def test_what_does_not_hold_every_row_to_a_key_asks_every_shard(sql):
+    """More shards are asked than needed, never fewer."""
+    assert isinstance(plan(sql), AllShards)
+
+
+def test_keys_of_several_shards_ask_these_alone():
+    """An IN list narrows the shards although it does not name one."""
+    found = plan("SELECT * FROM a WHERE k IN (1, 2)")
+    assert isinstance(found, Shards)
+    assert found.shards == ("s1", "s2")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT a.k FROM a JOIN b ON a.x = b.x",
+        "SELECT a.k FROM a JOIN b ON a.k = b.k JOIN a AS c ON c.x = b.x",
+        "SELECT * FROM r LEFT JOIN a ON a.x = r.id",
+        "SELECT * FROM r WHERE EXISTS (SELECT 1 FROM a WHERE a.x = r.id)",
+        "SELECT row_number() OVER (ORDER BY x) FROM a",
+        "SELECT string_agg(x::text, ',') FROM a",
+        "SELECT k FROM a UNION SELECT k FROM b",
+        "SELECT * FROM (SELECT * FROM a ORDER BY x LIMIT 3) AS s",
+        "SELECT * FROM a WHERE k IN (SELECT k FROM b LIMIT 1)",
+        "SELECT * FROM a WHERE x = (SELECT max(x) FROM a)",
+        "WITH c AS (SELECT * FROM a) SELECT * FROM c AS one JOIN c AS two ON one.x = two.n",
+        "SELECT * FROM a JOIN (SELECT x, count(*) AS c FROM b GROUP BY x) AS s ON s.x = a.x",
+        "SELECT * FROM a FULL JOIN r ON r.id = a.x",
+    ],
+)
+def test_what_no_shard_can_answer_for_itself_is_gathered(sql):
+    """The plan says why."""
+    found = plan(sql)
+    assert isinstance(found, Gather)
+    assert found.gathering.reason
+
+
+def test_a_null_group_of_an_outer_join_is_no_group_of_one_shard():
+    """The key of the nullable side is NULL on every shard."""
+    found = plan("SELECT b.k, count(*) FROM a LEFT JOIN b ON a.k = b.k GROUP BY b.k")
+    assert isinstance(found, AllShards)
+    assert isinstance(found.division, Combination)
+
+
+def test_groups_by_the_key_are_whole_on_their_shards():
+    """Then any aggregate may be used, and HAVING holds where the group is."""
+    found = plan("SELECT k, string_agg(x::text, ',') FROM a GROUP BY k HAVING count(*) > 1")
+    assert isinstance(found, AllShards)
+    assert isinstance(found.division, Rows)
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("UPDATE a SET x = 1", "names no key"),
+        ("DELETE FROM a WHERE x = 1", "names no key"),
+        ("DELETE FROM a WHERE k IN (1, 2)", "names no key"),
+        ("UPDATE a SET k = 2 WHERE k = 1", "changes the shard key"),
+        ("UPDATE a SET k = x WHERE k = 1", "changes the shard key"),
+        ("UPDATE a SET k = 1", "shard keys"),
+        ("INSERT INTO a (k) VALUES (1) ON CONFLICT (k) DO UPDATE SET k = 2", "changes the shard key"),
+        ("INSERT INTO a (k, x) VALUES (1, 1), (2, 2)", "2 shards"),
+        ("INSERT INTO a (x) VALUES (1)", "cannot be known"),
+        ("INSERT INTO a (k, x) VALUES (NULL, 1), (2, 2)", "no shard key"),
+        ("INSERT INTO a (k) SELECT id FROM r", "cannot be known"),
+        ("UPDATE r SET label = 'x' FROM a WHERE a.x = r.id", "what one shard knows"),
+        ("INSERT INTO r (id) SELECT x FROM a WHERE k = 1", "one shard only"),
+        ("INSERT INTO r VALUES (1, random()::text)", "random"),
+        ("UPDATE r SET label = now()::text", "differently"),
+        ("UPDATE r SET label = my_function(id)", "my_function"),
+        ("SELECT * FROM r FOR UPDATE", "lock"),
+        ("SELECT * FROM a FOR UPDATE", "locks"),
+        ("WITH new AS (INSERT INTO a (k) VALUES (1), (2) RETURNING *) SELECT * FROM new", "writes"),
+        ("WITH gone AS (DELETE FROM a RETURNING *) SELECT * FROM gone", "writes"),
+        ("SELECT * FROM undeclared", "not declared"),
+        ("SELECT * FROM a JOIN undeclared ON true WHERE k = 1", "not declared"),
+        ("SELECT 1", "names no key"),
+        ("CREATE TABLE c (x int)", "names no key"),
+        ("VACUUM a", "names no key"),
+    ],
+)
+def test_what_cannot_be_done_right_is_refused_with_a_reason_and_a_fix(sql, why):
+    """Nothing is guessed, and the caller learns the way out."""
+    found = plan(sql)
+    assert isinstance(found, Refused)
+    assert why in found.reason
+    assert found.fix
+
+
+@pytest.mark.parametrize(
+    ("sql", "shards"),
+    [
+        ("UPDATE a SET x = 1", SHARDS),
+        ("DELETE FROM a WHERE k IN (1, 2)", ("s1", "s2")),
+        ("INSERT INTO a (k, x) SELECT k, x FROM b", SHARDS),
+        ("CREATE TABLE c (x int)", SHARDS),
+    ],
+)
+def test_everywhere_allows_a_write_on_several_shards(sql, shards):
+    """Those that its keys name, or all."""
+    assert plan(sql, everywhere=True) == WriteEach(shards)
+
+
+def test_everywhere_does_not_allow_what_would_be_wrong():
+    """A join over shards is no matter of permission."""
+    assert isinstance(plan("DELETE FROM a USING b WHERE a.x = b.x", everywhere=True), Refused)
+
+
+def test_an_insert_is_split_by_shard():
+    """Each shard gets its rows with the parameters that these use, counted anew."""
+    found = plan("INSERT INTO a (k, x) VALUES ($1,$2),($3,$2),(7,'it''s $1') RETURNING x", 1, "x", 3, everywhere=True)
+    assert isinstance(found, SplitInsert)
+    assert dict(found.rows) == {"s0": (1,), "s1": (0, 2)}
+    assert found.text.insert((1,), (1, "x", 3)) == ("INSERT INTO a (k, x) VALUES ($1, $2) RETURNING x", (3, "x"))
+    assert found.text.insert((0, 2), (1, "x", 3)) == (
+        "INSERT INTO a (k, x) VALUES ($1, $2), (7, 'it''s $1') RETURNING x",
+        (1, "x"),
+    )
+
+
+def test_reference_tables_are_read_anywhere_and_written_everywhere():
+    """They stand whole on every shard, and must stay alike."""
+    assert plan("SELECT * FROM r") == AnyShard(SHARDS)
+    assert plan("UPDATE r SET label = $1 WHERE id = 1", "x") == ReferenceWrite(SHARDS, ("r",))
+
+
+def test_a_key_is_hashed_as_its_column_holds_it():
+    """`'5'` for a bigint is 5, and a uuid may be written as text; what does not fit asks every shard."""
+    router, shard_map = Router(SHARDS, CATALOG, statements_max=10), Modulo()
+    router.plan("SELECT * FROM a WHERE k = $1", ("5",), shard_map)
+    router.plan("SELECT * FROM u WHERE id = $1", ("00000000-0000-4000-8000-000000000001",), shard_map)
+    router.plan("SELECT * FROM t WHERE name = $1", ("5",), shard_map)
+    assert shard_map.asked == [5, uuid.UUID("00000000-0000-4000-8000-000000000001"), "5"]
+    assert isinstance(router.plan("SELECT * FROM t WHERE name = $1", (5,), shard_map), AllShards)
+
+
+def test_names_fold_as_postgres_folds_them():
+    """Unquoted names have no case; quoted ones do."""
+    assert plan('SELECT * FROM A WHERE "k" = 1') == OneShard("s1")
+    assert isinstance(plan('SELECT * FROM "A" WHERE k = 1'), Refused)
+    assert isinstance(plan('SELECT * FROM a WHERE "K" = 1'), AllShards)
+    assert plan("SELECT * FROM public.a WHERE k = 1") == OneShard("s1")
+
+
+def test_two_statements_in_one_text_are_refused():
+    """The second one would go where the first belongs."""
+    with pytest.raises(CallerError, match="2 statements"):
+        plan("SELECT * FROM a WHERE k = 1; DELETE FROM a WHERE k = 2")
+
+
+def test_a_parameter_that_is_missing_is_said_so():
+    """Instead of a shard chosen by something else."""
+    with pytest.raises(CallerError, match=r"uses \$1"):
+        plan("SELECT * FROM a WHERE k = $1")
+
+
+def test_the_memory_of_texts_is_bounded():
+    """The oldest text goes, and is read again when it comes back."""
+    router = Router(SHARDS, CATALOG, statements_max=2)
+    for number in range(4):
+        router.plan(f"SELECT {number} FROM a WHERE k = 1", (), Modulo())
+    assert not router.knows("SELECT 0 FROM a WHERE k = 1")
+    assert router.knows("SELECT 3 FROM a WHERE k = 1")

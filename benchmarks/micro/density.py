@@ -257,7 +257,9 @@ async def distinct(_count: int, *, seconds: float, how: str, **_: Any) -> dict[s
             cache.close()
         cache = CodeCache(Path(directory) / "code") if texts else CodeCache()
         settings = AgentsConfig(definitions_max=500)
+        garbage = Garbage(CLOCK)
         async with AgentHost(settings, store=MemoryStore(clock=CLOCK), code_cache=cache) as host:
+            garbage.settle()
             times, begun_at, cpu_at = [], now(), time.process_time()
             async with Lag() as lag:
                 while (before := now()) < begun_at + seconds and (not texts or len(times) < texts):
@@ -265,6 +267,7 @@ async def distinct(_count: int, *, seconds: float, how: str, **_: Any) -> dict[s
                     host.instantiate(f"a{len(times)}")
                     times.append(now() - before)
             took, cpu_s = now() - begun_at, time.process_time() - cpu_at
+            garbage.leave()
         cache.close()
         return {
             "per_s": len(times) / took,

@@ -87,6 +87,27 @@ class ServerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProtocolsConfig:
+    """Doors to the agents in protocols of others; each opens paths that an application behind us may have itself."""
+
+    a2a: bool = False
+    """Agents as servers of A2A v1.0, at `/a2a/<agent id>`."""
+    mcp: bool = False
+    """Agents as the tools of an MCP server, at `/mcp`."""
+    ag_ui: bool = False
+    """Runs of agents for pages in AG-UI, at `/ag-ui/<agent id>`."""
+    url: str | None = None
+    """Where clients reach this service (`https://agents.example`), for the cards of A2A; None: as a request says."""
+    a2a_root_agent: str | None = None
+    """The agent whose card is at `/.well-known/agent-card.json`; None: there is none at the root."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no client could follow."""
+        if self.url is not None and not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"protocols.url is {self.url!r}; it must begin with http:// or https://.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddedConfig:
     """The Redis and Postgres that `headrace up` starts for what is not configured otherwise."""
 
@@ -126,6 +147,7 @@ class Config:
     """Everything that headrace can be told."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
+    protocols: ProtocolsConfig = field(default_factory=ProtocolsConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     agents: AgentsConfig = field(default_factory=AgentsConfig)

@@ -398,7 +398,7 @@ class StatementTimeout(BackendError):
 
 
 class ShardMapOutdated(BackendError):
-    """A change of the shard map was planned from a map that is no longer in force; nothing was changed."""
+    """A transaction, or a change of the shard map, came by a map that is no longer in force; nothing was changed."""
 
     code = "shard-map-outdated"
     fix = "Plan the change again, from the map that is in force now."

@@ -14,9 +14,9 @@ import pytest
 from headrace.agents.config import AgentsConfig
 from headrace.agents.postgres_store import PostgresStore
 from headrace.clock import SystemClock
-from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.database import Database, DatabaseConfig, ShardConfig, Sharded
 from headrace.embedded import EmbeddedPostgres, started
-from headrace.errors import ConfigError, DatabaseUnavailable
+from headrace.errors import ConfigError, DatabaseUnavailable, HeadraceError, OutcomeUnknown
 from headrace.events import Event, ShardRecovered, ShardUnavailable
 
 BOUND_S = 15.0
@@ -190,3 +190,64 @@ async def test_a_frozen_shard_does_not_hold_up_the_closing(config, servers):
             await until_available(database, "live", expected=False)
             async with asyncio.timeout(5.0):
                 await database.__aexit__(None, None, None)
+
+
+async def test_a_frozen_shard_holds_up_nobody_without_end(config, servers):
+    """A call that it has taken and does not answer ends soon after any statement would have been cut off."""
+    limits = replace(config, shards=config.shards[:1], statement_timeout_s=1.0, acquire_timeout_s=0.3)
+    async with Database(limits) as database:
+        await database.fetch("SELECT 1")
+        with frozen(servers[0]):
+            async with asyncio.timeout(BOUND_S):
+                with pytest.raises(OutcomeUnknown):
+                    await database.execute("SELECT 1")
+        await until_available(database, "live", expected=True)
+
+
+async def test_a_point_read_that_is_never_answered_does_not_hold_up_the_closing(config, servers):
+    """Nor does any other call that is under way: its connection is cut."""
+    tables = {"t": Sharded(key="k", batch_by="k")}
+    limits = replace(config, shards=config.shards[:1], tables=tables)
+    async with asyncio.timeout(2 * BOUND_S):
+        database = await Database(limits).__aenter__()
+        await database.execute("CREATE TABLE t (k int PRIMARY KEY)")
+        with frozen(servers[0]):
+            reads = [asyncio.ensure_future(database.fetch("SELECT * FROM t WHERE k = $1", k)) for k in range(3)]
+            await asyncio.wait(reads, timeout=0.1)
+            async with asyncio.timeout(5.0):
+                await database.__aexit__(None, None, None)
+            told = await asyncio.gather(*reads, return_exceptions=True)
+    assert all(isinstance(error, HeadraceError) for error in told)
+
+
+async def test_closing_does_not_hide_that_an_outcome_is_unknown(config):
+    """The commit was sent; that nobody can be asked any more does not make it undone."""
+    alone = replace(config, shards=config.shards[:1], resolve_unknown=True)
+    database = await Database(alone).__aenter__()
+    for sql in (
+        "CREATE TABLE t (k int)",
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(6); RETURN NEW; END'",
+        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+        " EXECUTE FUNCTION late()",
+    ):
+        await database.execute(sql)
+    writing = asyncio.ensure_future(database.execute("INSERT INTO t VALUES (1)"))
+    async with asyncio.timeout(BOUND_S):
+        sql = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
+        while not await database.fetch(sql, read_only=True):
+            await asyncio.sleep(0.01)
+        await database.__aexit__(None, None, None)
+        with pytest.raises(OutcomeUnknown):
+            await writing
+
+
+async def test_a_shard_that_is_only_read_leaves_no_marks(config):
+    """It could not write them, and what nobody writes has no unknown outcome."""
+    shards = (replace(config.shards[0], read_only=True),)
+    async with Database(replace(config, shards=config.shards[:1])):
+        pass
+    async with (
+        Database(replace(config, shards=shards, resolve_unknown=True)) as database,
+        database.transaction() as tx,
+    ):
+        assert await tx.fetch("SELECT 1") == [(1,)]

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import textwrap
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ EVIL = WorkerKey("tenant", "evil", "1")
 SECRET = "a secret of the host"
 
 FRAME = """
-import asyncio, ctypes, errno, os, signal, socket, struct, sys, threading, time
+import asyncio, ctypes, errno, math, os, signal, socket, struct, sys, threading, time
 
 def tried(function, *arguments):
     try:
@@ -307,7 +308,42 @@ async def test_two_gigabytes_are_refused(pool: ProcessPool) -> None:
 
 async def test_memory_behind_files_is_refused_too(pool: ProcessPool) -> None:
     """What would hold memory outside of the address space cannot be made."""
-    assert await answer_of(pool, attack('return tried(os.memfd_create, "hoard")')) == "EPERM"
+    body = """
+    near, far = socket.socketpair()
+    reading, writing = os.pipe()
+    return [
+        tried(os.memfd_create, "hoard"),
+        tried(socket.send_fds, near, [b"x"], [reading]),
+        tried(near.setsockopt, socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24),
+        tried(__import__("fcntl").fcntl, writing, 1031, 1 << 20),
+    ]
+    """
+    assert await answer_of(pool, attack(body)) == ["EPERM"] * 4
+
+
+@pytest.mark.parametrize(
+    "event", [pytest.param("1", id="many small events"), pytest.param('"x" * 45_000', id="large events")]
+)
+async def test_a_flood_of_events_leaves_the_host_its_time(pool: ProcessPool, event: str) -> None:
+    """What an agent says beyond what its host has time for is dropped and counted; the result comes all the same."""
+    body = f"""
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        for _ in range(300):
+            context.emit({event})
+        await asyncio.sleep(0)
+    return "said"
+    """
+    heard: list[bytes] = []
+    await pool.start(EVIL, attack(body))
+    began, cpu_began = time.monotonic(), time.process_time()
+
+    outcome = await pool.execute(EVIL, b"0", execution_id="evil", deadline_s=20, on_event=heard.append)
+
+    assert (outcome.status, outcome.output_json) == ("completed", b'"said"')
+    assert len(heard) > 10
+    assert outcome.dropped_bytes > 0
+    assert (time.process_time() - cpu_began) / (time.monotonic() - began) < 0.25
 
 
 @pytest.mark.parametrize(
@@ -471,14 +507,21 @@ async def test_the_death_of_a_worker_is_the_failure_of_its_execution(pool: Proce
 
 # -- what can be forged -------------------------------------------------------------------------------------------
 
-FIND_SOCKET = """
+FORGE = """
+import msgspec
+def frame(fields):
+    data = msgspec.msgpack.encode(fields)
+    return struct.pack("<I", len(data)) + data
 for descriptor in range(3, 64):
     try:
         host = socket.socket(fileno=os.dup(descriptor))
         if host.family == socket.AF_UNIX and host.type == socket.SOCK_STREAM and host.getpeername() == "":
-            hosts.append(host)
+            host.setblocking(True)
+            host.sendall({forged})
+            host.setblocking(False)
     except OSError:
         continue
+await asyncio.sleep(60)
 """
 
 
@@ -493,6 +536,8 @@ for descriptor in range(3, 64):
         pytest.param("frame(['Done', 1, 'timeout', None, None, 0.0, 0])", id="a status that is the host's to give"),
         pytest.param("frame(['Emitted', 1, [b'{', b'1']])", id="an event that is no JSON"),
         pytest.param("frame(['Emitted', 1, [b'1' * 60000]])", id="more events than fit"),
+        pytest.param("frame(['Emitted', 1, [b'1'] * 300])", id="too many events at once"),
+        pytest.param("frame(['Done', 1, 'completed', b'1', None, math.inf, 0])", id="endless CPU time"),
         pytest.param("frame(['Loaded', True])", id="a report that nobody asked for"),
         pytest.param("frame(['Printed', 1, 'stdout', 'x' * 12000]) * 100", id="more output than it may keep"),
         pytest.param("frame(['Progressed', 1, 0, 0, '']) * 100_000", id="a flood of small frames"),
@@ -501,25 +546,18 @@ for descriptor in range(3, 64):
 )
 async def test_a_forged_frame_ends_the_worker(pool: ProcessPool, forged: str) -> None:
     """What the protocol does not have, written onto the descriptors that a worker holds, costs it its life."""
-    body = f"""
-    import msgspec
-    def frame(fields):
-        data = msgspec.msgpack.encode(fields)
-        return struct.pack("<I", len(data)) + data
-    hosts = []
-    {textwrap.indent(FIND_SOCKET, "    ").strip()}
-    for host in hosts:
-        try:
-            host.setblocking(True)
-            host.sendall({forged})
-        except OSError:
-            continue
-    await asyncio.sleep(60)
-    """
-    outcome = await outcome_of(pool, attack(body), deadline_s=20)
+    outcome = await outcome_of(pool, attack(FORGE.format(forged=forged)), deadline_s=20)
 
     assert outcome.status == "failed"
     assert "Its worker ended: it sent" in str(outcome.error)
+
+
+async def test_a_forged_result_is_one_line(pool: ProcessPool) -> None:
+    """Its line breaks cannot end a line of what the host writes about it."""
+    forged = "frame(['Done', 1, 'completed', b'[1,\\n2]', None, 0.0, 0])"
+    outcome = await outcome_of(pool, attack(FORGE.format(forged=forged)))
+
+    assert (outcome.status, outcome.output_json) == ("completed", b"[1, 2]")
 
 
 async def test_closing_every_descriptor_ends_the_worker(pool: ProcessPool) -> None:

@@ -5,10 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig, nodes
+from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig, acceptance, nodes
 from headrace.agents.postgres_store import PostgresStore
 from headrace.clock import SystemClock
-from headrace.errors import DatabaseUnavailable, RateLimited
+from headrace.errors import DatabaseUnavailable, IsolationUnavailable, RateLimited
 from headrace.events import NodeFenced, NodesLost, Silent
 
 ECHO = "async def Agent(input, context): return input"
@@ -208,3 +208,57 @@ async def test_old_executions_are_forgotten_with_a_beat(database):
         await beat(host)
         assert await database.fetch_everywhere("SELECT 1 FROM headrace_executions") == []
         assert (await host.execute("a", 2, execution_id="e")).output == 2
+
+
+async def test_what_a_node_cannot_isolate_is_left_to_one_that_can(database, monkeypatch):
+    """It is queued again, and runs where it may."""
+    monkeypatch.setattr(acceptance, "_UNFIT_FIRST_S", 0.01)
+    async with hosts(database, 2) as (able, lacking):
+        await able.deploy("a", ECHO, version="1.0.0")
+        await beat(able, lacking)
+        await able._queue.close()
+        refusals = []
+
+        async def refuse(*asked):
+            refusals.append(asked)
+            raise IsolationUnavailable("This machine has no Landlock.")
+
+        lacking._versions.choose = refuse
+        await able.submit("a", 1, execution_id="e")
+        lacking._queue.wake(able._store.shard_of("default"), threaded=False)
+        await until(lambda: asyncio.sleep(0, len(refusals) > 1))
+        assert (await able.execution("a", "e")).status == "queued"
+        await able._queue.open()
+
+        async def is_over():
+            return (await able.execution("a", "e")).is_finished
+
+        await until(is_over)
+        assert (await able.execution("a", "e")).output == 1
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_nobody_can_isolate_fails_with_the_reason(database, monkeypatch, alone):
+    """At once when there is no other node, else when the others had their time."""
+    monkeypatch.setattr(acceptance, "_UNFIT_FIRST_S", 0.01)
+    monkeypatch.setattr(acceptance, "_OTHERS_S", 0.1)
+    async with hosts(database, 1 if alone else 2) as several:
+        await several[0].deploy("a", ECHO, version="1.0.0")
+        await beat(*several)
+        for host in several:
+            await host._queue.close()
+        await several[0].submit("a", 1, execution_id="e")
+
+        async def refuse(*asked):
+            raise IsolationUnavailable("This machine has no Landlock.")
+
+        for host in several:
+            host._versions.choose = refuse
+            await host._queue.open()
+
+        async def is_over():
+            return (await several[0].execution("a", "e")).is_finished
+
+        await until(is_over)
+        ended = await several[0].execution("a", "e")
+        assert (ended.status, ended.error) == ("failed", "This machine has no Landlock.")

@@ -12,7 +12,7 @@ from headrace.agents.isolation import Limits
 from headrace.agents.memory_store import MemoryStore
 from headrace.agents.postgres_store import PostgresStore
 from headrace.agents.rollout import Tally
-from headrace.agents.store import Deployment, Kept, State, Submission, Totals
+from headrace.agents.store import Change, Deployment, Kept, State, Submission, Totals
 from headrace.clock import SystemClock
 from headrace.errors import AgentNotFound, ExecutionNotFound, VersionConflict, VersionNotFound
 from headrace.events import Silent
@@ -393,12 +393,45 @@ async def test_a_state_is_changed_by_one_at_a_time(store):
     """Whoever saw an older version is refused."""
     key = ("t", "a", "i")
     assert await store.state(*key, known=0) is None
-    assert await store.keep_state(*key, State(1, b"{}"))
-    assert not await store.keep_state(*key, State(1, b'{"lost":1}'))
-    assert await store.keep_state(*key, State(2, b'{"n":2}'))
+    assert await store.finish(execution("1"), change=Change("i", State(1, b"{}"))) is not None
+    assert await store.finish(execution("2"), change=Change("i", State(1, b'{"lost":1}'))) is None
+    assert await store.finish(execution("3"), change=Change("i", State(2, b'{"n":2}'))) is not None
     assert await store.state(*key, known=2) is None
     assert await store.state(*key, known=1) == State(2, b'{"n":2}')
-    assert not await store.keep_state("t", "a", "never seen", State(5, b"{}"))
+    assert await store.finish(execution("4"), change=Change("never seen", State(5, b"{}"))) is None
+    for refused in ("2", "4"):
+        with pytest.raises(ExecutionNotFound):
+            await store.execution("t", "a", refused)
+
+
+async def test_a_state_is_kept_with_its_result_or_not_at_all(store):
+    """Whoever lost an execution changes nothing of the state, and what was said twice is done once."""
+    await store.submit(submission(attempts_max=2))
+    (one,) = await taken(store)
+    await begun(store, one)
+    change = Change("i", State(1, b'{"n":1}'))
+    late = await store.finish(execution(attempt=1, output_json=b"1"), owner="somebody else", change=change)
+    assert (late.status, await store.state("t", "a", "i", known=0)) == ("running", None)
+    for _ in range(2):
+        kept = await store.finish(execution(attempt=1, output_json=b"1"), owner="n1", change=change)
+        assert (kept.status, kept.output) == ("completed", 1)
+    assert await store.state("t", "a", "i", known=0) == State(1, b'{"n":1}')
+    assert await store.totals("t", "a") == Totals(1, 0, 0)
+
+
+async def test_states_are_kept_in_groups(store):
+    """Some overtaken, some not, and some without a state: each gets its own answer."""
+    await store.finish(execution("first"), change=Change("i3", State(1, b"{}")))
+    answers = await asyncio.gather(
+        *(
+            store.finish(execution(str(n)), change=Change(f"i{n}", State(1, b'{"n":1}')) if n % 2 else None)
+            for n in range(8)
+        )
+    )
+    assert [answer is None for answer in answers] == [n == 3 for n in range(8)]
+    assert await store.state("t", "a", "i3", known=0) == State(1, b"{}")
+    assert await store.state("t", "a", "i5", known=0) == State(1, b'{"n":1}')
+    assert await store.totals("t", "a") == Totals(8, 0, 0)
 
 
 async def test_a_callback_is_due_when_its_execution_has_ended(store):

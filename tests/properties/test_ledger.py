@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from headrace.database.query_cache.ledger import REMEMBERED, Ledger, Snapshot, Verdict
 
 TABLES = range(3)
+NOW = 1000.0
 
 
 class Model:
@@ -61,7 +62,7 @@ class Model:
             lacked = [
                 xid for xid, changed in self.told.items() if changed & tables and (xid >= next_xid or xid in running)
             ]
-            verdict = self.ledger.judge("1/1", snapshot, tables)
+            verdict = self.ledger.judge("1/1", snapshot, tables, read_at=NOW)
             assert (verdict is Verdict.STALE) == bool(lacked)
 
 
@@ -73,8 +74,8 @@ def test_a_result_is_stale_exactly_if_it_lacks_what_was_told(seed, first_xid):
     model.begin()
     model.read()
     model.end_untold()
-    model.ledger.begin(lineage="1/1", base=model.next_xid, published=frozenset(TABLES))
-    assert model.ledger.judge("1/1", *model.results[0][:2]) is Verdict.UNKNOWN
+    model.ledger.begin(lineage="1/1", base=model.next_xid, since=0.0, published=frozenset(TABLES))
+    assert model.ledger.judge("1/1", *model.results[0][:2], read_at=NOW) is Verdict.UNKNOWN
     model.results.clear()
 
     for _ in range(80):
@@ -85,57 +86,79 @@ def test_a_result_is_stale_exactly_if_it_lacks_what_was_told(seed, first_xid):
 def test_a_load_that_began_after_the_telling_may_still_lack_the_change():
     """The committer stands between the log and being visible: the snapshot shows that, a version number would not."""
     ledger = Ledger()
-    ledger.begin(lineage="1/1", base=100, published=None)
+    ledger.begin(lineage="1/1", base=100, since=0.0, published=None)
     ledger.note(105, [7])
 
-    assert ledger.judge("1/1", Snapshot.read("105:110:105,108"), [7]) is Verdict.STALE
-    assert ledger.judge("1/1", Snapshot.read("108:110:108"), [7]) is Verdict.GOOD
-    assert ledger.judge("1/1", Snapshot.read("105:110:105,108"), [8]) is Verdict.GOOD
+    assert ledger.judge("1/1", Snapshot.read("105:110:105,108"), [7], read_at=NOW) is Verdict.STALE
+    assert ledger.judge("1/1", Snapshot.read("108:110:108"), [7], read_at=NOW) is Verdict.GOOD
+    assert ledger.judge("1/1", Snapshot.read("105:110:105,108"), [8], read_at=NOW) is Verdict.GOOD
 
 
 def test_what_was_read_before_the_stream_began_is_not_vouched_for():
     """Nobody told of what ended before; a snapshot that does not see all of it may lack a change."""
     ledger = Ledger()
-    ledger.begin(lineage="1/1", base=100, published=None)
+    ledger.begin(lineage="1/1", base=100, since=0.0, published=None)
 
-    assert ledger.judge("1/1", Snapshot.read("99:101:99"), [7]) is Verdict.UNKNOWN
-    assert ledger.judge("1/1", Snapshot.read("100:100:"), [7]) is Verdict.GOOD
+    assert ledger.judge("1/1", Snapshot.read("99:101:99"), [7], read_at=NOW) is Verdict.UNKNOWN
+    assert ledger.judge("1/1", Snapshot.read("100:100:"), [7], read_at=NOW) is Verdict.GOOD
 
 
 def test_another_server_or_timeline_is_never_good():
     """After a failover the same ids mean other transactions."""
     ledger = Ledger()
-    ledger.begin(lineage="1/00000002", base=100, published=None)
+    ledger.begin(lineage="1/00000002", base=100, since=0.0, published=None)
 
-    assert ledger.judge("1/00000001", Snapshot.read("500:500:"), [7]) is Verdict.UNKNOWN
+    assert ledger.judge("1/00000001", Snapshot.read("500:500:"), [7], read_at=NOW) is Verdict.UNKNOWN
     ledger.end()
-    assert ledger.judge("1/00000002", Snapshot.read("500:500:"), [7]) is Verdict.UNKNOWN
+    assert ledger.judge("1/00000002", Snapshot.read("500:500:"), [7], read_at=NOW) is Verdict.UNKNOWN
 
 
 def test_a_table_that_is_not_told_of_is_never_good():
     """Only what is published comes through the stream."""
     ledger = Ledger()
-    ledger.begin(lineage="1/1", base=100, published=frozenset({7}))
+    ledger.begin(lineage="1/1", base=100, since=0.0, published=frozenset({7}))
 
-    assert ledger.judge("1/1", Snapshot.read("500:500:"), [7, 8]) is Verdict.UNKNOWN
+    assert ledger.judge("1/1", Snapshot.read("500:500:"), [7, 8], read_at=NOW) is Verdict.UNKNOWN
 
 
 def test_an_altered_structure_leaves_nothing_good_that_was_read_before():
     """DDL is not streamed: what is older than its discovery is not vouched for any more."""
     ledger = Ledger()
-    ledger.begin(lineage="1/1", base=100, published=None)
-    ledger.restructure(200)
+    ledger.begin(lineage="1/1", base=100, since=0.0, published=None)
+    ledger.restructure(NOW)
 
-    assert ledger.judge("1/1", Snapshot.read("150:150:"), [7]) is Verdict.UNKNOWN
-    assert ledger.judge("1/1", Snapshot.read("200:200:"), [7]) is Verdict.GOOD
+    assert ledger.judge("1/1", Snapshot.read("150:150:"), [7], read_at=NOW) is Verdict.UNKNOWN
+    assert ledger.judge("1/1", Snapshot.read("150:150:"), [7], read_at=NOW + 0.1) is Verdict.GOOD
+
+
+def test_what_was_read_before_the_stream_is_not_known_by_its_ids():
+    """A server that crashed gives ids out again: an old snapshot may seem to see transactions that are yet to come."""
+    ledger = Ledger()
+    ledger.begin(lineage="1/1", base=100, since=NOW, published=None)
+
+    assert ledger.judge("1/1", Snapshot.read("150:150:"), [7], read_at=NOW - 1) is Verdict.UNKNOWN
+    assert ledger.judge("1/1", Snapshot.read("100:100:"), [7], read_at=NOW + 1) is Verdict.GOOD
+
+
+def test_no_two_ledgers_have_the_same_version():
+    """A verdict that is remembered with a version is that of one ledger, however many there are in the process."""
+    ledgers = [Ledger() for _ in range(3)]
+    seen = [ledger.version for ledger in ledgers]
+    for ledger in ledgers:
+        ledger.begin(lineage="1/1", base=100, since=0.0, published=None)
+        seen.append(ledger.version)
+        ledger.note(105, [7])
+        seen.append(ledger.version)
+
+    assert len(set(seen)) == len(seen)
 
 
 def test_forgotten_ids_stay_forbidden():
     """Of more changes than are remembered one by one, the highest id still stands for them."""
     ledger = Ledger()
-    ledger.begin(lineage="1/1", base=1, published=None)
+    ledger.begin(lineage="1/1", base=1, since=0.0, published=None)
     for xid in range(10, 10 + 2 * REMEMBERED):
         ledger.note(xid, [7])
 
-    assert ledger.judge("1/1", Snapshot.read("10:1000:10"), [7]) is Verdict.UNKNOWN
-    assert ledger.judge("1/1", Snapshot.read("1000:1000:"), [7]) is Verdict.GOOD
+    assert ledger.judge("1/1", Snapshot.read("10:1000:10"), [7], read_at=NOW) is Verdict.UNKNOWN
+    assert ledger.judge("1/1", Snapshot.read("1000:1000:"), [7], read_at=NOW) is Verdict.GOOD

@@ -120,13 +120,13 @@ def test_a_type_that_nobody_knows_has_no_name():
         pass
 
     assert parameters((Money(1),)) is None
-    assert Namer("s", Context("d", "r", ()), "select $1").name([object()]) is None
+    assert Namer("s", Context("d", "r", ()), "select $1", b"").name([object()]) is None
 
 
 @given(contexts, contexts, texts, st.lists(plain, max_size=2))
 def test_two_contexts_never_share_a_name(one, two, text, params):
     """Another database, role, search_path or setting is another query, whatever the text."""
-    names = [Namer("shard", context, text).name(params) for context in (one, two)]
+    names = [Namer("shard", context, text, b"").name(params) for context in (one, two)]
 
     assert (names[0] == names[1]) == (one == two)
 
@@ -137,7 +137,7 @@ def test_text_and_parameters_do_not_run_into_each_other(one, two, first, second)
     context = Context("d", "r", ("",) * len(SETTINGS))
     is_same = one == two and [typed(each) for each in first] == [typed(each) for each in second]
 
-    assert (Namer("s", context, one).name(first) == Namer("s", context, two).name(second)) == is_same
+    assert (Namer("s", context, one, b"").name(first) == Namer("s", context, two, b"").name(second)) == is_same
 
 
 @given(st.text(letters))

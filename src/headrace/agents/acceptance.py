@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
@@ -32,6 +31,8 @@ from headrace.errors import (
     ExecutionConflict,
     HeadraceError,
     InvalidRequest,
+    IsolationRequired,
+    IsolationUnavailable,
     Overloaded,
     RateLimited,
 )
@@ -40,10 +41,14 @@ _POLL_FIRST_S = 0.02
 _POLL_MAX_S = 0.5
 _GIVE_BACK_S = 0.25
 """How long what did not fit here is left to others before it is taken again."""
+_UNFIT_FIRST_S, _UNFIT_MAX_S = 1.0, 30.0
+"""How long what this node cannot isolate is left to others each time; as long as it was already, in between."""
+_OTHERS_S = 600.0
+"""How long others are given for it in all."""
+_UNFIT_KNOWN_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """An execution as somebody asks for it."""
 
     agent_id: str
@@ -90,6 +95,8 @@ class Acceptance:
         self._new_id = new_id
         self.claims: dict[asyncio.Task[Run | Execution], Key] = {}
         """Ids that are being claimed."""
+        self._unfit: dict[Key, float] = {}
+        """What this node could not isolate and left to others, and when it first did."""
 
     async def close(self) -> None:
         """Give up what is still being claimed."""
@@ -140,8 +147,15 @@ class Acceptance:
         run = self._runs.find((tenant, execution_id))
         if run is None or agent_id not in {None, run.execution.agent_id}:
             return await self._store.cancel(tenant, agent_id, execution_id)
-        run.cancel()
+        try:
+            if self._runs.is_durable(run.key):
+                # Noted on record before it stops: neither this node nor one that takes over is to try it again.
+                await self._store.cancel(tenant, agent_id, execution_id)
+        finally:
+            run.cancel()
         await run.wait(within_s=self._config.cancel_grace_s)
+        if run.execution.status == "queued":  # it failed just before, and was to be tried again
+            return await self._store.execution(tenant, agent_id, execution_id)
         return msgspec.structs.replace(run.execution)
 
     def bounded_timeout(self, timeout: float | None) -> None:
@@ -211,8 +225,8 @@ class Acceptance:
     # -- ids -------------------------------------------------------------------------------------------------------
 
     def _submission(self, request: Request, loaded: Loaded, execution: Execution, deadline_s: float) -> Submission:
-        """What the record needs, with a digest of the input that tells whether a repeat asks for the same."""
-        execution.input_sha256 = hashlib.sha256(msgspec.json.encode(request.input, order="deterministic")).hexdigest()
+        """What the record needs, with a digest that tells whether a repeat asks for the same."""
+        execution.input_sha256 = _digest(request)
         return Submission(
             execution=execution,
             claim=self._new_id(),
@@ -272,7 +286,9 @@ class Acceptance:
     @staticmethod
     def _same_request(held: Execution, asked: Execution) -> None:
         if (held.agent_id, held.input_sha256) != (asked.agent_id, asked.input_sha256):
-            raise ExecutionConflict(f"The execution id {asked.id!r} was used with another agent or input.")
+            raise ExecutionConflict(
+                f"The execution id {asked.id!r} was used with another agent, input, version or instance."
+            )
 
     async def _settled(self, held: Execution, asked: Execution, *, within_s: float) -> Execution:
         """The result of an execution that runs elsewhere or later: waited for, never run again from here."""
@@ -295,13 +311,15 @@ class Acceptance:
         """Begin what the queue handed over, or let others have it."""
         try:
             await self._start(submission)
+        except (IsolationUnavailable, IsolationRequired) as error:
+            await self._leave_to_others(submission, error)
         except CallerError as error:
             await self._end(submission, error)
         except (BackendError, TimeoutError):
             if submission.execution.status == "running":
                 # Nobody knows whether the beginning is on record; if so, it is one that nobody runs.
                 self._membership.doubt(self._store.shard_of(submission.key[0]))
-            await self._give_back(submission)
+            await self._give_back(submission, delay_s=self._again_s(submission))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not come back with every node that takes it
             asyncio.get_running_loop().call_exception_handler({"message": "no execution began", "exception": error})
             await self._end(submission, BugError(f"It could not begin: {type(error).__name__}: {error}."))
@@ -358,9 +376,27 @@ class Acceptance:
         if refusal := self._admission.begin(tenant):
             raise _refused(refusal)
 
-    async def _give_back(self, submission: Submission) -> None:
+    async def _leave_to_others(self, submission: Submission, error: HeadraceError) -> None:
+        """Give back what this node may not or cannot run, for another that can; end it when nobody does in time."""
+        now = self._clock.monotonic()
+        for_s = now - self._unfit.setdefault(submission.key, now)
+        if self._admission.nodes > 1 and for_s < _OTHERS_S:
+            await self._give_back(submission, delay_s=min(max(_UNFIT_FIRST_S, for_s), _UNFIT_MAX_S))
+            if len(self._unfit) > _UNFIT_KNOWN_MAX:
+                del self._unfit[next(iter(self._unfit))]
+            return
+        del self._unfit[submission.key]
+        await self._end(submission, error)
+
+    def _again_s(self, submission: Submission) -> float:
+        execution, instance = submission.execution, submission.instance
+        if instance is not None and self._states.is_busy(execution.tenant, execution.agent_id, instance):
+            return self._states.pass_over(execution.tenant, execution.agent_id, instance)
+        return _GIVE_BACK_S
+
+    async def _give_back(self, submission: Submission, *, delay_s: float) -> None:
         try:
-            await self._store.give_back(submission, delay_s=_GIVE_BACK_S)
+            await self._store.give_back(submission, delay_s=delay_s)
         except BackendError:
             return  # it goes back when the queue asks what it has, or when the lease ends
 
@@ -373,6 +409,18 @@ class Acceptance:
             await self._store.finish(execution, owner=submission.owner)
         except BackendError:
             return  # others find it when the lease ends
+
+
+def _digest(request: Request) -> str:
+    """Of all that decides what is executed; of an input alone as it always was."""
+    asked: list[Any] = [request.input]
+    if request.version is not None or request.instance is not None:
+        asked += [request.version, request.instance]
+    try:
+        parts = [msgspec.json.encode(part, order="deterministic") for part in asked]
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"The input cannot be written as JSON ({error}).") from error
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
 def _refused(refusal: Refusal) -> Overloaded:

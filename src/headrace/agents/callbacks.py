@@ -35,6 +35,9 @@ _AT_ONCE_MAX = 8
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 600.0
 _URL_CHARACTERS_MAX = 2_000
+_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96", "64:ff9b:1::/48", "fec0::/10")))
+"""What `ipaddress` calls global all the same: addresses that carry an IPv4 address inside lead to wherever that one
+does (like 6to4 and Teredo), and site-local ones stay inside."""
 
 
 class _Undelivered(Exception):
@@ -104,12 +107,16 @@ class Callbacks:
                     await self._send_due(shard)
                 except BackendError:
                     continue  # the shard's own event tells
+                except Exception as error:  # noqa: BLE001 - a fault of ours must not end all callbacks
+                    loop = asyncio.get_running_loop()
+                    loop.call_exception_handler({"message": "callbacks were not sent", "exception": error})
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._config.queue_poll_s):
                     await self._wake.wait()
 
     async def _send_due(self, shard: str) -> None:
-        free = _AT_ONCE_MAX - len(self._sends)
+        # A thread is taken until its conversation has really ended, a send only for its time.
+        free = min(_AT_ONCE_MAX - len(self._sends), self._threads.free)
         if free <= 0:
             return
         # Twice the time that one try takes: whoever dies while it sends is tried again by another process.
@@ -149,6 +156,7 @@ class Callbacks:
         done, _ = await asyncio.wait({sending}, timeout=self._config.callback_timeout_s)
         if not done:
             delivery.abort()
+            sending.add_done_callback(lambda late: late.cancelled() or late.exception())  # nobody's any more
             raise _Undelivered(f"no answer within {self._config.callback_timeout_s:g} s")
         if error := sending.exception():
             raise _Undelivered(f"{type(error).__name__}: {error}") from error
@@ -171,16 +179,22 @@ class _Delivery:
         self._config = config
         self._tls = tls
         self._socket: socket.socket | None = None
+        self._is_aborted = False
 
     def run(self) -> None:
         """Send it; raises if it did not arrive."""
         host, is_tls = self._parts.hostname or "", self._parts.scheme == "https"
         port = self._parts.port or (443 if is_tls else 80)
-        connected = socket.create_connection(self._address(host, port), timeout=self._config.callback_timeout_s)
-        self._socket = self._tls().wrap_socket(connected, server_hostname=host) if is_tls else connected
         connection = http.client.HTTPConnection(host, port)
-        connection.sock = self._socket
+        connection.sock = self._socket = self._connected(host, port)
         try:
+            if is_tls:
+                # Shaken hands apart: until there is a socket that can be shut down, nothing can end the conversation.
+                secured = self._tls().wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False)
+                connection.sock = self._socket = secured
+                self._go_on()
+                secured.do_handshake()
+            self._go_on()
             target = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
             connection.request("POST", target, self._body, self._headers)
             status = connection.getresponse().status
@@ -191,32 +205,45 @@ class _Delivery:
 
     def abort(self) -> None:
         """End the conversation, so that the thread is free again."""
+        self._is_aborted = True
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
-    def _address(self, host: str, port: int) -> tuple[str, int]:
+    def _go_on(self) -> None:
+        if self._is_aborted:
+            raise _Undelivered("its time was over")
+
+    def _connected(self, host: str, port: int) -> socket.socket:
+        failed: OSError | None = None
+        for address in self._addresses(host, port):
+            self._go_on()
+            try:
+                return socket.create_connection((address, port), timeout=self._config.callback_timeout_s)
+            except OSError as error:
+                failed = error
+        raise _Undelivered(f"{host} cannot be reached: {failed}") from failed
+
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """Where the host is, all of it public."""
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         addresses = [str(address[4][0]) for address in found]
         if not self._config.callback_private:
             for address in addresses:
                 if not _is_public(address):
                     raise _Undelivered(f"{host} is at {address}, which is not a public address")
-        return addresses[0], port
+        return addresses
 
 
 def _is_public(address: str) -> bool:
     parsed = ipaddress.ip_address(address.split("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
     actual = mapped or parsed
-    # Addresses that carry an IPv4 address inside lead to wherever that one does.
-    if isinstance(actual, ipaddress.IPv6Address) and (actual.sixtofour or actual.teredo or _is_nat64(actual)):
+    if isinstance(actual, ipaddress.IPv6Address) and (
+        actual.sixtofour or actual.teredo or any(actual in network for network in _NOT_PUBLIC)
+    ):
         return False
     return actual.is_global and not actual.is_multicast
-
-
-def _is_nat64(address: ipaddress.IPv6Address) -> bool:
-    return address in ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def _parts(url: str) -> SplitResult:

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from headrace.agents.code_keys import KEY_ID_BYTES, MAC_BYTES, SigningKeys
 from headrace.clock import Clock
+from headrace.errors import ConfigError
 from headrace.events import CodeStoreRecovered, CodeStoreUnavailable, Observer
 
 MAGIC = b"HRCODE01"
@@ -91,7 +92,11 @@ class CodeStore:
         observer: Observer,
         clock: Clock,
     ) -> None:
-        self.directory = directory
+        if not directory.absolute().name:
+            raise ConfigError(
+                f"CodeCache.directory is {str(directory)!r}; it must have a name, for its key beside it."
+            )
+        self.directory = directory.absolute()
         self.evictions = 0
         """Records removed to keep the bound."""
         self.written = 0

@@ -187,11 +187,26 @@ def storable(text: str) -> str:
     return text.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
+def as_json(value: Any) -> bytes:
+    """A value of an agent's as JSON that every reader takes, a `msgspec.Raw` in it included, which is not looked at.
+
+    Raises `TypeError`, `ValueError` or `RecursionError` when it is none.
+    """
+    json = msgspec.json.encode(value)
+    try:
+        msgspec.json.decode(json, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        raise ValueError(str(error)) from error
+    if not json.isascii():
+        json.decode()
+    return json
+
+
 def encoded(output: Any, *, bytes_max: int) -> Outcome:
     """An agent's return value as the result of its execution; what is no JSON or too large fails it."""
     try:
-        json = msgspec.json.encode(output)
-    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        json = as_json(output)
+    except (TypeError, ValueError, RecursionError) as error:
         return Outcome(
             "failed", error=f"The output cannot be written as JSON ({error}). Return dicts, lists and plain values."
         )

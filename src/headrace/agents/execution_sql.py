@@ -28,7 +28,7 @@ FROM json_to_recordset($1::json) AS r (
     timeout_s float8, asked_version text, instance text, callback_url text)
 ORDER BY tenant, execution_id
 ON CONFLICT (tenant, execution_id) DO UPDATE SET claim = excluded.claim WHERE e.claim = excluded.claim
-RETURNING tenant, execution_id"""
+RETURNING tenant, execution_id, true"""
 
 # Which tenants wait is found by jumping from one to the next in the index, whatever the length of their queues. Each
 # then offers the head of its queue: with T tenants a T-th of what is wanted, at least one. So nobody's backlog keeps
@@ -72,7 +72,7 @@ FROM json_to_recordset($1::json)
      AS r (tenant text, execution_id text, owner text, attempt int, version text, started_at float8)
 WHERE e.tenant = r.tenant AND e.execution_id = r.execution_id AND e.owner = r.owner
   AND (e.status = 'queued' AND e.attempt = r.attempt - 1 OR e.status = 'running' AND e.attempt = r.attempt)
-RETURNING e.tenant, e.execution_id"""
+RETURNING e.tenant, e.execution_id, true"""
 
 GIVE_BACK = """
 UPDATE headrace_executions SET owner = NULL, available_at = now() + $4 * interval '1 second',
@@ -118,14 +118,37 @@ def _counting(statement: str) -> str:
 
 
 # What is finished already is left alone and not counted again, so that a batch whose commit was in doubt can be
-# written once more.
+# written once more. A change of a state goes with its result: it is made only for rows that are still ours, which are
+# locked first, or that do not exist yet, and without it the row does not end either. Such a row is answered `false`.
 FINISH = _counting("""
 WITH record AS (
     SELECT * FROM json_to_recordset($1::json) AS r (
         tenant text, execution_id text, agent_id text, version text, status text, input_sha256 text, output text,
         error text, progress text, queue_ms float8, run_ms float8, cpu_ms float8, memory_bytes bigint,
-        started_at float8, finished_at float8, attempt int, owner text)
+        started_at float8, finished_at float8, attempt int, owner text,
+        instance text, state_version bigint, state text)
     ORDER BY tenant, execution_id
+), ours AS (
+    SELECT e.tenant, e.execution_id FROM record r JOIN headrace_executions e USING (tenant, execution_id)
+    WHERE r.state IS NOT NULL AND e.status IN ('queued', 'running') AND e.owner IS NOT DISTINCT FROM r.owner
+      AND e.attempt = r.attempt
+    ORDER BY e.tenant, e.execution_id FOR UPDATE OF e
+), turn AS (
+    SELECT r.* FROM record r
+    WHERE r.state IS NOT NULL AND ((r.tenant, r.execution_id) IN (SELECT tenant, execution_id FROM ours)
+       OR NOT EXISTS (SELECT 1 FROM headrace_executions e
+                      WHERE e.tenant = r.tenant AND e.execution_id = r.execution_id))
+), kept AS (
+    INSERT INTO headrace_agent_states AS s (tenant, agent_id, instance, version, value)
+    SELECT tenant, agent_id, instance, state_version, state::json FROM turn t
+    WHERE state_version = 1 OR EXISTS (
+        SELECT 1 FROM headrace_agent_states k
+        WHERE k.tenant = t.tenant AND k.agent_id = t.agent_id AND k.instance = t.instance)
+    ORDER BY tenant, agent_id, instance
+    ON CONFLICT (tenant, agent_id, instance) DO UPDATE
+    SET version = excluded.version, value = excluded.value, updated_at = now()
+    WHERE s.version = excluded.version - 1
+    RETURNING tenant, agent_id, instance
 ), ended AS (
     INSERT INTO headrace_executions AS e
         (tenant, execution_id, agent_id, version, status, input_sha256, output, error, progress,
@@ -133,6 +156,7 @@ WITH record AS (
     SELECT tenant, execution_id, agent_id, version, status, input_sha256, output::json, error, progress::json,
            queue_ms, run_ms, cpu_ms, memory_bytes, to_timestamp(started_at), to_timestamp(finished_at), attempt, owner
     FROM record
+    WHERE state IS NULL OR (tenant, agent_id, instance) IN (SELECT tenant, agent_id, instance FROM kept)
     ON CONFLICT (tenant, execution_id) DO UPDATE SET
         status = excluded.status, version = excluded.version, output = excluded.output, error = excluded.error,
         progress = excluded.progress, queue_ms = excluded.queue_ms, run_ms = excluded.run_ms,
@@ -147,7 +171,10 @@ WITH record AS (
     SELECT tenant, (now() AT TIME ZONE 'UTC')::date, $2::text, count(*) FROM ended GROUP BY tenant ORDER BY tenant
     ON CONFLICT (tenant, day, writer) DO UPDATE SET executions = u.executions + excluded.executions
 ), counted AS (<count $2>)
-SELECT tenant, execution_id FROM ended""")
+SELECT tenant, execution_id, true FROM ended
+UNION ALL
+SELECT tenant, execution_id, false FROM turn
+WHERE (tenant, agent_id, instance) NOT IN (SELECT tenant, agent_id, instance FROM kept)""")
 
 CANCEL = _counting("""
 WITH ended AS (

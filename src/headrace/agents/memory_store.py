@@ -15,6 +15,7 @@ from headrace.agents.store import (
     Beat,
     Callback,
     Canary,
+    Change,
     Deployment,
     Kept,
     Key,
@@ -34,6 +35,8 @@ from headrace.agents.store import (
 from headrace.clock import Clock
 
 _SHARD = "memory"
+_NO_STATE = State(0, b"{}")
+_NONE = Totals()
 
 
 class MemoryStore:
@@ -45,6 +48,9 @@ class MemoryStore:
         self._agents: dict[Key, Agent] = {}
         self._versions: dict[tuple[str, str, str], Version] = {}
         self._executions: dict[Key, Execution] = {}
+        self._ended: deque[Key] = deque()
+        """Of finished executions, oldest first: a dict from which the first is taken again and again is searched from
+        its beginning, where nothing is left, each time."""
         self._submissions: dict[Key, Submission] = {}
         self._queue: dict[Key, float] = {}
         self._available: dict[Key, float] = {}
@@ -72,7 +78,7 @@ class MemoryStore:
     async def close(self) -> None:
         """Forget everything."""
         for kept in vars(self).values():
-            if isinstance(kept, dict | set):
+            if isinstance(kept, dict | set | deque):
                 kept.clear()
 
     # -- agents ----------------------------------------------------------------------------------------------------
@@ -283,13 +289,20 @@ class MemoryStore:
             if held is not None and not held.is_finished:
                 held.progress = submission.execution.progress
 
-    async def finish(self, execution: Execution, *, owner: str | None = None) -> Execution:
+    async def finish(
+        self, execution: Execution, *, owner: str | None = None, change: Change | None = None
+    ) -> Execution | None:
         """Keep a finished execution."""
         key = (execution.tenant, execution.id)
         held, submission = self._executions.get(key), self._submissions.get(key)
         is_owners = submission is None or (submission.owner, held and held.attempt) == (owner, execution.attempt)
         if held is not None and (held.is_finished or not is_owners):
             return self._copied(held)
+        if change is not None:
+            instance = (execution.tenant, execution.agent_id, change.instance)
+            if self._states.get(instance, _NO_STATE).version != change.state.version - 1:
+                return None
+            self._states[instance] = change.state
         self._end(self._copied(execution))
         day = (execution.tenant, int(self._clock.wall() // 86_400))
         self._used[day] = self._used.get(day, 0) + 1
@@ -320,6 +333,8 @@ class MemoryStore:
         old = [key for key, held in self._executions.items() if held.is_finished and (held.finished_at or 0) < before]
         for key in old[:limit]:
             self._drop(key)
+        if old:
+            self._ended = deque(key for key in self._ended if key in self._executions)
         return len(old[:limit])
 
     def _line_up(self, key: Key, delay_s: float) -> None:
@@ -340,22 +355,18 @@ class MemoryStore:
         self._queue.pop(key, None)
         self._available.pop(key, None)
         self._cancelled.discard(key)
-        self._executions.pop(key, None)
         self._executions[key] = execution
+        self._ended.append(key)
         if submission is not None and submission.callback_url is not None:
             self._callbacks[key] = (Callback(execution, submission.callback_url, 0), self._clock.wall())
         self._forget_oldest()
         agent = (execution.tenant, execution.agent_id)
-        self._totals[agent] = merged([self._totals.get(agent, Totals()), counted(execution)])
+        self._totals[agent] = merged((self._totals.get(agent, _NONE), counted(execution)))
 
     def _forget_oldest(self) -> None:
-        """Bound the memory: of finished executions only the newest are kept. Those under way stand in front or not
-        at all, since finishing moves an execution to the end."""
-        while len(self._executions) > self._executions_max:
-            key = next((key for key, held in self._executions.items() if held.is_finished), None)
-            if key is None:
-                return
-            self._drop(key)
+        """Bound the memory: of finished executions only the newest are kept."""
+        while len(self._executions) > self._executions_max and self._ended:
+            self._drop(self._ended.popleft())
 
     def _drop(self, key: Key) -> None:
         del self._executions[key]
@@ -396,16 +407,8 @@ class MemoryStore:
 
     async def state(self, tenant: str, agent_id: str, instance: str, *, known: int) -> State | None:
         """The state of an instance."""
-        kept = self._states.get((tenant, agent_id, instance), State(0, b"{}"))
+        kept = self._states.get((tenant, agent_id, instance), _NO_STATE)
         return None if kept.version == known else kept
-
-    async def keep_state(self, tenant: str, agent_id: str, instance: str, state: State) -> bool:
-        """Keep a state."""
-        kept = self._states.get((tenant, agent_id, instance), State(0, b"{}"))
-        if kept.version != state.version - 1:
-            return False
-        self._states[tenant, agent_id, instance] = state
-        return True
 
     async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
         """Callbacks to try now."""

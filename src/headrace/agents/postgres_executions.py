@@ -15,6 +15,7 @@ from headrace.agents.store import (
     NOT_BEGUN,
     Beat,
     Callback,
+    Change,
     Kept,
     Key,
     Reaped,
@@ -28,9 +29,11 @@ from headrace.database import Database
 from headrace.errors import BugError
 
 _encode = msgspec.json.Encoder().encode
+_BATCH_BYTES_MAX = 8 << 20
+"""Of inputs, outputs and states in one statement; written as JSON in JSON it takes several times as much memory."""
 
 
-class _Record(msgspec.Struct):
+class _Record(msgspec.Struct, omit_defaults=True):
     """A finished execution as one element of the JSON array that `FINISH` reads.
 
     Outputs travel as JSON inside a string: Postgres decodes the escapes of the array, and would refuse a `\\u0000`
@@ -54,18 +57,29 @@ class _Record(msgspec.Struct):
     finished_at: float | None
     attempt: int
     owner: str | None
+    instance: str | None = None
+    """Whose state it changed, to which version and value."""
+    state_version: int | None = None
+    state: str | None = None
 
 
 class _Asked:
-    """A submission, a beginning or an end on its way, and whether the shard agreed."""
+    """A submission, a beginning or an end on its way, and whether the shard agreed; None: the row is not ours."""
 
     __slots__ = ("agreed", "execution", "key", "submission")
 
-    def __init__(self, execution: Execution, submission: Submission | None = None, owner: str | None = None) -> None:
+    def __init__(
+        self,
+        execution: Execution,
+        submission: Submission | None = None,
+        *,
+        owner: str | None = None,
+        change: Change | None = None,
+    ) -> None:
         self.key: Key = (execution.tenant, execution.id)
-        self.execution = _record(execution, owner)
+        self.execution = _record(execution, owner, change)
         self.submission = submission
-        self.agreed = False
+        self.agreed: bool | None = None
 
 
 class PostgresExecutions:
@@ -100,21 +114,23 @@ class PostgresExecutions:
             await journal.close()
 
     def _journal(self, shard: str, statement: str, record: Callable[[_Asked], Any], *more: str) -> Journal[_Asked]:
-        """A grouped writer of a statement that returns the keys of the rows which it agreed to write."""
+        """A grouped writer of a statement that returns the keys of rows that are ours, and whether it wrote them."""
         node = self._database.nodes[shard]
 
         async def write(batch: Sequence[_Asked]) -> None:
             # Of two with one key the first counts: a statement may touch a row only once.
             first = {asked.key: asked for asked in reversed(batch)}
             records = _encode([record(asked) for asked in first.values()]).decode()
-            for tenant, execution_id in await node.fetch(statement, (records, *more)):
-                first[tenant, execution_id].agreed = True
+            for tenant, execution_id, agreed in await node.fetch(statement, (records, *more)):
+                first[tenant, execution_id].agreed = agreed
 
         return Journal(
             write,
             batch_max=self._config.journal_batch_max,
             retry_s=self._config.journal_retry_s,
             clock=self._clock,
+            weight_of=_weight,
+            weight_max=_BATCH_BYTES_MAX,
         )
 
     # -- executions ------------------------------------------------------------------------------------------------
@@ -135,9 +151,9 @@ class PostgresExecutions:
 
     async def begin(self, submission: Submission) -> bool:
         """Note that an attempt begins; False if it is not ours any more."""
-        asked = _Asked(submission.execution, submission, submission.owner)
+        asked = _Asked(submission.execution, submission, owner=submission.owner)
         await self._begins[self.shard_of(asked.key[0])].append(asked)
-        return asked.agreed
+        return asked.agreed is True
 
     async def give_back(self, submission: Submission, *, delay_s: float) -> None:
         """Let others have what was taken and has not begun."""
@@ -176,10 +192,14 @@ class PostgresExecutions:
         ]
         await self._database.nodes[shard].execute(sql.REPORT, (_encode(records).decode(),))
 
-    async def finish(self, execution: Execution, *, owner: str | None = None) -> Execution:
-        """Keep a finished execution; return what is on record when it is durable."""
-        asked = _Asked(execution, owner=owner)
+    async def finish(
+        self, execution: Execution, *, owner: str | None = None, change: Change | None = None
+    ) -> Execution | None:
+        """Keep a finished execution, with its change of a state; return what is on record when it is durable."""
+        asked = _Asked(execution, owner=owner, change=change)
         await self._ends[self.shard_of(execution.tenant)].append(asked)
+        if asked.agreed is False:
+            return None
         return execution if asked.agreed else await self.execution(execution.tenant, None, execution.id)
 
     async def cancel(self, tenant: str, agent_id: str | None, execution_id: str) -> Execution:
@@ -272,20 +292,6 @@ class PostgresExecutions:
             return State(0, b"{}") if known else None
         return None if row[1] is None else State(row[0], row[1].encode())
 
-    async def keep_state(self, tenant: str, agent_id: str, instance: str, state: State) -> bool:
-        """Keep a state whose version is one above the kept one; False if somebody else did so before."""
-        changed = await self._database.execute(
-            "INSERT INTO headrace_agent_states AS s (tenant, agent_id, instance, version, value)"
-            " SELECT $1, $2, $3, $4::bigint, $5::json WHERE $4::bigint = 1 OR EXISTS (SELECT 1 FROM"
-            " headrace_agent_states k WHERE k.tenant = $1 AND k.agent_id = $2 AND k.instance = $3)"
-            " ON CONFLICT (tenant, agent_id, instance) DO UPDATE"
-            " SET version = excluded.version, value = excluded.value, updated_at = now()"
-            " WHERE s.version = excluded.version - 1",
-            *(tenant, agent_id, instance, state.version, state.value_json.decode()),
-            key=tenant,
-        )
-        return changed == 1
-
     async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
         """Callbacks to try now; nobody else gets them for `within_s`."""
         rows = await self._database.nodes[shard].fetch(sql.DUE_CALLBACKS, (limit, within_s))
@@ -299,6 +305,12 @@ class PostgresExecutions:
             *(callback.execution.tenant, callback.execution.id, callback.attempt, again_in_s),
             key=callback.execution.tenant,
         )
+
+
+def _weight(asked: _Asked) -> int:
+    record, submission = asked.execution, asked.submission
+    size = len(record.output or "") + len(record.state or "")
+    return size + (len(submission.input_json) if submission is not None and submission.input_json else 0)
 
 
 def _progress_json(execution: Execution) -> str | None:
@@ -344,7 +356,7 @@ def _begun(asked: _Asked) -> dict[str, Any]:
     }
 
 
-def _record(execution: Execution, owner: str | None) -> _Record:
+def _record(execution: Execution, owner: str | None, change: Change | None) -> _Record:
     return _Record(
         execution.tenant,
         execution.id,
@@ -363,6 +375,7 @@ def _record(execution: Execution, owner: str | None) -> _Record:
         execution.finished_at,
         execution.attempt,
         owner,
+        *(() if change is None else (change.instance, change.state.version, change.state.value_json.decode())),
     )
 
 

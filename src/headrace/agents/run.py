@@ -176,10 +176,15 @@ class Run(Coroutine[Any, Any, None]):
         elif isinstance(self._waiters, list) and waiter in self._waiters:
             self._waiters.remove(waiter)
 
+    @property
+    def _can_be_stopped(self) -> bool:
+        """Whether a cancellation reaches the agent: not one that has begun in a thread."""
+        return self.is_async or self._coroutine is None
+
     def interrupt(self) -> None:
         """Ask the agent to stop because its process does; `abandon` when it has not after a while."""
-        if self._phase == _RUNS:
-            self._ended_by = INTERRUPTED
+        if self._phase == _RUNS and self._can_be_stopped:
+            self._ended_by = self._ended_by or INTERRUPTED
             self._cancel_task()
 
     def cancel(self) -> None:
@@ -191,21 +196,23 @@ class Run(Coroutine[Any, Any, None]):
             return  # asked already: a second cancellation would cut the agent's own clean-up short
         self._ended_by = CANCELLED
         self.execution.status = "cancelling"
-        if self.is_async:
+        if self._can_be_stopped:
             self._cancel_task()
 
     def abandon(self) -> None:
         """Conclude the execution without waiting for its agent."""
         if self._phase == _RUNS:
             self._phase = _LEFT_BEHIND
-            self._surroundings.spawn(self._settle(self._ended_by or INTERRUPTED))
+            # Cancelled is what has stopped.
+            ended_by = INTERRUPTED if self._ended_by is None or self._ended_by is CANCELLED else self._ended_by
+            self._surroundings.spawn(self._settle(ended_by))
 
     def overdue(self) -> None:
         """The deadline has passed, or the grace after it."""
         if self._phase != _RUNS:
             return
         seconds = f"It ran longer than {self._deadline_s:g} s"
-        if not self.is_async:
+        if not self._can_be_stopped:
             self._leave_behind(seconds)
         elif isinstance(self._ended_by, _Overdue):
             self._leave_behind(self._ended_by.seconds)

@@ -21,16 +21,19 @@ from headrace.agents.retry import RetryBudget, backoff_s
 from headrace.agents.run import Run, Surroundings
 from headrace.agents.shelf import Loaded, Shelf
 from headrace.agents.states import States
-from headrace.agents.store import AgentStore, Canary, Key, Submission
+from headrace.agents.store import AgentStore, Canary, Change, Key, Submission
 from headrace.agents.streams import Streams
 from headrace.agents.threads import DaemonThreads
 from headrace.agents.trials import Trials
 from headrace.agents.turnstile import Turnstile
 from headrace.clock import Clock
-from headrace.errors import BackendError, ResultNotRecorded
+from headrace.errors import BackendError, CallerError, InvalidRequest, ResultNotRecorded
 from headrace.events import ExecutionFinished, ExecutionNotRecorded, Observer
 
 _AGAIN = frozenset({"failed", "timeout", "interrupted"})
+_OVERTAKEN = Outcome(
+    "failed", error="The state was changed elsewhere meanwhile; nothing of this execution's change is kept."
+)
 _WRITE_S = 0.25
 """How often progress and events of executions on record are written down."""
 _SLEEP_S = 5.0
@@ -177,11 +180,22 @@ class Runs:
 
     def emit(self, execution: Execution, event: Any) -> None:
         """Give an event to whoever listens."""
+        if not self._speaks(execution):
+            return  # what it still says is nobody's
         self._streams.emit(execution, event, is_durable=self.is_durable((execution.tenant, execution.id)))
+        if not self._speaks(execution):
+            self._streams.close(execution)  # it ended while a thread of it spoke
 
     def state_of(self, execution: Execution) -> dict[str, Any]:
         """What the execution's instance remembers."""
+        if not self._speaks(execution):
+            raise InvalidRequest(f"The execution {execution.id!r} is over, and so is its turn.")
         return self._states.of(execution)
+
+    def _speaks(self, execution: Execution) -> bool:
+        """Whether it is under way here: its agent may have been left behind, and another attempt have begun."""
+        run = self._runs.get((execution.tenant, execution.id))
+        return run is not None and run.execution is execution
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
@@ -203,29 +217,23 @@ class Runs:
 
     async def _conclude(self, run: Run, outcome: Outcome) -> None:
         """Put a result on record and tell of it."""
-        execution, submission = run.execution, run.submission
+        execution = run.execution
         if execution in self._streams:
             await self._streams.end(execution)
+        if run.submission is not None:
+            execution.queue_ms += run.submission.waited_ms
         try:
-            is_kept = outcome.status == "completed" and execution in self._states
-            if is_kept and (problem := await self._states.keep(execution)):
-                outcome = Outcome("failed", error=problem)
-            if submission is not None:
-                execution.queue_ms += submission.waited_ms
-            execution.status, execution.output_json = outcome.status, outcome.output_json
-            execution.error = outcome.error
-            execution.finished_at = self.now()
-            if run.trial is not None and self.trials is not None:
-                self.trials.count(execution, run.trial)
-            if submission is not None and await self._is_queued_again(submission, execution):
-                return
-            kept = await self._store.finish(execution, owner=submission.owner if submission else None)
+            kept, outcome = await self._put_on_record(run, outcome)
         except BackendError as error:
             self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, outcome.status, str(error)))
             raise ResultNotRecorded(
                 f"The execution {execution.id!r} ended as {outcome.status!r}, but its result could not be stored"
                 f" ({error.message})"
             ) from error
+        if run.trial is not None and self.trials is not None:
+            self.trials.count(execution, outcome.status, run.trial)
+        if execution.status == "queued":
+            return
         if kept is not execution:
             # Others decided meanwhile what became of it: whoever waits here is told the same.
             for name in execution.__struct_fields__:
@@ -241,8 +249,44 @@ class Runs:
             )
         )
 
-    async def _is_queued_again(self, submission: Submission, execution: Execution) -> bool:
-        if execution.status not in _AGAIN or execution.attempt >= submission.attempts_max or not self._budget.take():
+    async def _put_on_record(self, run: Run, outcome: Outcome) -> tuple[Execution, Outcome]:
+        """What is on record now, and how the attempt ended in the light of what it made of its state."""
+        execution, change = run.execution, None
+        try:
+            change = self._states.change(execution) if outcome.status == "completed" else None
+        except InvalidRequest as error:
+            outcome = Outcome("failed", error=error.message)
+        try:
+            kept = await self._finish(run, outcome, change)
+        except CallerError as error:
+            # The result itself is refused. That it failed is not, and nobody is left to wait for it.
+            outcome, change = Outcome("failed", error=f"Its result could not be stored: {error.message}"), None
+            kept = await self._finish(run, outcome, None)
+        if kept is None:
+            outcome = _OVERTAKEN
+            kept = await self._finish(run, outcome, None)
+        elif change is not None and kept is execution:
+            self._states.kept(execution, change)
+        return kept or execution, outcome
+
+    async def _finish(self, run: Run, outcome: Outcome, change: Change | None) -> Execution | None:
+        """What is on record now; None if the change of the state is out of date, and nothing was put there."""
+        execution, submission = run.execution, run.submission
+        execution.status, execution.output_json = outcome.status, outcome.output_json
+        execution.error, execution.finished_at = outcome.error, self.now()
+        if submission is None:
+            return await self._store.finish(execution, change=change)
+        if await self._is_queued_again(run, submission):
+            return execution
+        return await self._store.finish(execution, owner=submission.owner, change=change)
+
+    async def _is_queued_again(self, run: Run, submission: Submission) -> bool:
+        execution = run.execution
+        if execution.status not in _AGAIN or execution.attempt >= submission.attempts_max:
+            return False
+        if run.is_left_behind and execution.status == "timeout":
+            return False  # it has not stopped: the next attempt would run beside it
+        if not self._budget.take():
             return False
         delay_s = backoff_s(
             execution.attempt,
@@ -265,6 +309,9 @@ class Runs:
                 await self._streams.write()
             except BackendError:
                 continue  # the shard's own event tells; the next time or the result will say it again
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the writing
+                loop = asyncio.get_running_loop()
+                loop.call_exception_handler({"message": "reports were not written", "exception": error})
             if self._clock.monotonic() >= sleep_at:
                 self._states.sleep_idle()
                 sleep_at = self._clock.monotonic() + _SLEEP_S

@@ -64,8 +64,12 @@ class Shelf:
         self._isolated = isolated
         self._code_cache = code_cache
         self._loaded: OrderedDict[VersionKey, Loaded] = OrderedDict()
+        self._with_workers: set[VersionKey] = set()
+        """Which of them are isolated: to look for those among all, with each deployment, grows with all."""
         self._loads: dict[VersionKey, asyncio.Task[Loaded]] = {}
         self._stops: set[asyncio.Task[None]] = set()
+        self._hooks: set[asyncio.Task[Any]] = set()
+        """Asynchronous hooks that run; one may swallow its cancellation, so nobody waits for its end."""
         self._threads = DaemonThreads(LOADS_MAX, name="headrace-load")
 
     def __len__(self) -> int:
@@ -82,11 +86,14 @@ class Shelf:
             loaded.users = 0
             self.retire(loaded)
         self._loaded.clear()
+        self._with_workers.clear()
         if self._stops:
             await asyncio.wait(self._stops, timeout=self._config.health_timeout_s)
         for stop in self._stops:
             stop.cancel()
         await asyncio.gather(*self._stops, return_exceptions=True)
+        for hook in self._hooks:
+            hook.cancel()
         self._threads.close()
 
     def find(self, key: VersionKey) -> Loaded | None:
@@ -160,21 +167,27 @@ class Shelf:
         """Keep a version for all that ask; what it replaces is retired."""
         replaced = self._loaded.pop(key, None)
         self._loaded[key] = loaded
+        (self._with_workers.discard if loaded.isolated is None else self._with_workers.add)(key)
         if replaced is not None:
             self.retire(replaced)
         if len(self._loaded) > self._config.definitions_max:
-            self.retire(self._loaded.popitem(last=False)[1])
+            self._remove(next(iter(self._loaded)))
 
     def drop(self, tenant: str, agent_id: str) -> None:
         """Retire all versions of an agent."""
         for key in [key for key in self._loaded if key[:2] == (tenant, agent_id)]:
-            self.retire(self._loaded.pop(key))
+            self._remove(key)
+
+    def _remove(self, key: VersionKey) -> None:
+        self._with_workers.discard(key)
+        self.retire(self._loaded.pop(key))
 
     def keep_workers_of(self, tenant: str, agent_id: str, versions: Collection[str]) -> None:
         """Retire an agent's isolated versions but these: workers take memory even when nothing is sent to them."""
-        for key, loaded in list(self._loaded.items()):
-            if loaded.isolated is not None and key[:2] == (tenant, agent_id) and key[2] not in versions:
-                self.retire(self._loaded.pop(key))
+        mine = [key for key in self._with_workers if key[:2] == (tenant, agent_id)]
+        for key in mine:
+            if key[2] not in versions:
+                self._remove(key)
 
     def release(self, loaded: Loaded) -> None:
         """An execution is done with it."""
@@ -216,27 +229,30 @@ class Shelf:
         source = loaded.version.source
         if not inspect.iscoroutinefunction(hook):
             return await self._in_thread(source, name, hook)
+        calling = asyncio.get_running_loop().create_task(hook())
+        self._hooks.add(calling)
+        calling.add_done_callback(self._hooks.discard)
         try:
-            async with asyncio.timeout(self._config.health_timeout_s):
-                return await hook()
-        except TimeoutError as error:
-            raise unhealthy(
-                source.agent_id, source.version, name, f"it took longer than {self._config.health_timeout_s:g} s"
-            ) from error
-        except Exception as error:
-            raise unhealthy(source.agent_id, source.version, name, f"{type(error).__name__}: {error}") from error
+            return await self._result_of(calling, source, name)
+        finally:
+            calling.cancel()
 
     async def _in_thread(self, source: Source, name: str, function: Callable[[], Any]) -> Any:
         if not self._threads.reserve():
             raise Overloaded(
                 f"{LOADS_MAX} sources are being loaded or checked in this process, and none of them ends."
             )
-        calling = self._threads.run(function)
+        return await self._result_of(self._threads.run(function), source, name)
+
+    async def _result_of(self, calling: "asyncio.Future[Any]", source: Source, name: str) -> Any:
+        """What a hook returned in its time."""
         done, _ = await asyncio.wait({calling}, timeout=self._config.health_timeout_s)
         if not done:
             raise unhealthy(
                 source.agent_id, source.version, name, f"it took longer than {self._config.health_timeout_s:g} s"
             )
+        if calling.cancelled():
+            raise unhealthy(source.agent_id, source.version, name, "it cancelled itself")
         error = calling.exception()
         if error is not None:
             raise unhealthy(source.agent_id, source.version, name, f"{type(error).__name__}: {error}") from error

@@ -5,8 +5,8 @@ Executions of one instance take turns, direct ones in the order of their arrival
 state decides: each turn begins with the newest version, one question to Postgres, and a turn that would overwrite a
 change made elsewhere in the meantime fails instead, or is tried again when its agent is idempotent.
 
-The state is kept just before the result. A process that dies between the two leaves an execution that is interrupted
-and whose state is kept.
+The state is kept with the result, in one transaction: a node that dies, or that lost its lease, leaves both or
+neither.
 """
 
 import asyncio
@@ -16,10 +16,13 @@ from typing import Any
 import msgspec
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.execution import Execution
-from headrace.agents.store import AgentStore, Key, State
+from headrace.agents.execution import Execution, as_json
+from headrace.agents.store import AgentStore, Change, Key, State
 from headrace.clock import Clock
 from headrace.errors import InvalidRequest, Overloaded
+
+_AGAIN_S, _AGAIN_MAX_S = 0.05, 30.0
+"""How far apart those come again who found an instance busy, and how late at most."""
 
 InstanceKey = tuple[str, str, str]
 """Tenant, agent id and instance."""
@@ -28,11 +31,13 @@ InstanceKey = tuple[str, str, str]
 class _Instance:
     """An instance that is awake. The waiting turns are a list that most never need."""
 
-    __slots__ = ("idle_since", "is_busy", "state", "waiting")
+    __slots__ = ("idle_since", "is_busy", "passed_over", "state", "waiting")
 
     def __init__(self) -> None:
         self.state = State(0, b"{}")
         self.is_busy = False
+        self.passed_over = 0
+        """How many were sent away during this turn."""
         self.waiting: deque[asyncio.Future[None]] | None = None
         self.idle_since = 0.0
 
@@ -72,6 +77,12 @@ class States:
         awake = self._awake.get((tenant, agent_id, instance))
         return awake is not None and awake.is_busy
 
+    def pass_over(self, tenant: str, agent_id: str, instance: str) -> float:
+        """When somebody who found it busy is to come again: one after the other, not all of a long queue at once."""
+        awake = self._awake[tenant, agent_id, instance]
+        awake.passed_over += 1
+        return min(_AGAIN_MAX_S, _AGAIN_S * awake.passed_over)
+
     async def begin(self, execution: Execution, instance: str) -> None:
         """Wait for the execution's turn and wake the instance."""
         key = (execution.tenant, execution.agent_id, instance)
@@ -96,25 +107,32 @@ class States:
             )
         return turn.value
 
-    async def keep(self, execution: Execution) -> str | None:
-        """Keep what the execution made of the state; why not, if it cannot be kept."""
+    def change(self, execution: Execution) -> Change | None:
+        """What the execution made of the state; None if it has none or left it as it was.
+
+        Raises `InvalidRequest` when that cannot be kept.
+        """
         turn = self._turns.get((execution.tenant, execution.id))
         if turn is None:
             return None
         try:
-            value_json = msgspec.json.encode(turn.value)
+            value_json = as_json(turn.value)
         except (TypeError, ValueError, RecursionError) as error:
-            return f"The state cannot be written as JSON ({error})."
+            raise InvalidRequest(f"The state cannot be written as JSON ({error}).") from error
         if len(value_json) > self._config.state_bytes_max:
-            limit = self._config.state_bytes_max
-            return f"The state has {len(value_json):,} bytes; at most {limit:,} are kept (agents.state_bytes_max)."
+            raise InvalidRequest(
+                f"The state has {len(value_json):,} bytes; at most {self._config.state_bytes_max:,} are kept"
+                " (agents.state_bytes_max)."
+            )
         if value_json == turn.before_json:
             return None
-        state = State(turn.version + 1, value_json)
-        if not await self._store.keep_state(*turn.key, state):
-            return "The state was changed elsewhere meanwhile; nothing of this execution's change is kept."
-        self._awake[turn.key].state = state
-        return None
+        return Change(turn.key[2], State(turn.version + 1, value_json))
+
+    def kept(self, execution: Execution, change: Change) -> None:
+        """The change is on record: the next turn begins with it."""
+        turn = self._turns.get((execution.tenant, execution.id))
+        if turn is not None:
+            self._awake[turn.key].state = change.state
 
     def end(self, execution: Execution) -> None:
         """The turn is over."""
@@ -125,12 +143,10 @@ class States:
     def sleep_idle(self) -> None:
         """Forget the instances that have done nothing for a while; the oldest stand in front."""
         before = self._clock.monotonic() - self._config.state_idle_s
-        while self._awake:
+        for _ in range(len(self._awake)):
             key, awake = next(iter(self._awake.items()))
             if awake.is_busy:
                 # Those that are busy go behind, so that one long turn does not keep the idle ones awake.
-                if all(other.is_busy for other in self._awake.values()):
-                    return
                 self._awake.move_to_end(key)
             elif awake.idle_since <= before:
                 del self._awake[key]
@@ -157,6 +173,7 @@ class States:
 
     def _next(self, key: InstanceKey) -> None:
         awake = self._awake[key]
+        awake.passed_over = 0
         while awake.waiting:
             turn = awake.waiting.popleft()
             if not turn.done():

@@ -167,6 +167,15 @@ class State:
     value_json: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an execution made of the state of its instance."""
+
+    instance: str
+    state: State
+    """Its version is one above that which the execution began with."""
+
+
 class AgentStore(Protocol):
     """What the host needs of a store. Every write is safe to repeat."""
 
@@ -255,10 +264,13 @@ class AgentStore(Protocol):
     async def report(self, shard: str, submissions: Sequence[Submission]) -> None:
         """Keep the progress of executions that are ours."""
 
-    async def finish(self, execution: Execution, *, owner: str | None = None) -> Execution:
-        """Keep a finished execution; return what is on record when it is durable.
+    async def finish(
+        self, execution: Execution, *, owner: str | None = None, change: Change | None = None
+    ) -> Execution | None:
+        """Keep a finished execution, with its change of a state; return what is on record when it is durable.
 
-        The first result of an id stays, and only its owner's attempt can be it.
+        The first result of an id stays, and only its owner's attempt can be it. None: somebody else has changed the
+        state since, and neither is kept.
         """
 
     async def cancel(self, tenant: str, agent_id: str | None, execution_id: str) -> Execution:
@@ -295,9 +307,6 @@ class AgentStore(Protocol):
     async def state(self, tenant: str, agent_id: str, instance: str, *, known: int) -> State | None:
         """The state of an instance; None if it is still the version that is known."""
 
-    async def keep_state(self, tenant: str, agent_id: str, instance: str, state: State) -> bool:
-        """Keep a state whose version is one above the kept one; False if somebody else did so before."""
-
     async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
         """Callbacks to try now; nobody else gets them for `within_s`."""
 
@@ -307,9 +316,12 @@ class AgentStore(Protocol):
 
 def merged(parts: Sequence[Totals]) -> Totals:
     """The sum of several totals."""
-    return Totals(
-        sum(part.completed for part in parts), sum(part.failed for part in parts), sum(part.timeout for part in parts)
-    )
+    completed = failed = timeout = 0
+    for part in parts:
+        completed += part.completed
+        failed += part.failed
+        timeout += part.timeout
+    return Totals(completed, failed, timeout)
 
 
 def counted(execution: Execution) -> Totals:

@@ -10,22 +10,24 @@ that readers elsewhere see all that the buffer holds. Those of direct executions
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.execution import Execution
+from headrace.agents.execution import Execution, as_json
 from headrace.agents.store import AgentStore, Kept, Key
 from headrace.clock import Clock
-from headrace.errors import BackendError, InvalidRequest
+from headrace.errors import HeadraceError, InvalidRequest
 
 _ATTEMPT = 1 << 32
 """Ids of one attempt; JavaScript counts exactly to 2**53, which is two million attempts."""
 _POLL_FIRST_S = 0.05
 _POLL_MAX_S = 1.0
 _PAGE = 500
+_WRITE_BYTES_MAX = 4 << 20
+"""Of events in one statement; a stream's worth (`agents.events_bytes_max`) may come on top."""
 
 
 class Emitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,16 +49,16 @@ class Stream:
         "_changed",
         "_events",
         "_events_max",
-        "_execution",
         "_loop",
         "_next",
+        "execution",
         "is_durable",
         "is_over",
         "written",
     )
 
     def __init__(self, execution: Execution, *, events_max: int, bytes_max: int, is_durable: bool) -> None:
-        self._execution = execution
+        self.execution = execution
         self._events: deque[tuple[int, bytes]] = deque()
         self._events_max = events_max
         self._bytes = 0
@@ -91,7 +93,7 @@ class Stream:
 
     def unwritten(self) -> list[Kept]:
         """What is to be written down."""
-        return [Kept(self._execution.tenant, self._execution.id, id, data) for id, data in self.after(self.written)]
+        return [Kept(self.execution.tenant, self.execution.id, id, data) for id, data in self.after(self.written)]
 
     async def wait(self, last: int) -> None:
         """Return when there are events with higher ids, or nothing more comes."""
@@ -110,6 +112,10 @@ class Stream:
             changed.set()
         elif not loop.is_closed():
             loop.call_soon_threadsafe(changed.set)
+
+
+_Part = tuple[Stream, list[Kept]]
+"""Of a stream, what is to be written down."""
 
 
 class Streams:
@@ -142,7 +148,7 @@ class Streams:
     def emit(self, execution: Execution, event: Any, *, is_durable: bool) -> None:
         """An agent says something. Raises `InvalidRequest` in the agent when it is no JSON or too large."""
         try:
-            data = msgspec.json.encode(event)
+            data = as_json(event)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"An emitted event cannot be written as JSON: {error}.") from error
         if len(data) > self._config.event_bytes_max:
@@ -153,16 +159,17 @@ class Streams:
         self.of(execution, is_durable=is_durable).emit(data)
 
     async def write(self, streams: Iterable[Stream] | None = None) -> None:
-        """Write down what is new, in one statement for each shard."""
-        by_shard: dict[str, list[tuple[Stream, list[Kept]]]] = {}
-        for stream in self._streams.values() if streams is None else streams:
+        """Write down what is new, in one statement for each shard and so many bytes."""
+        by_shard: dict[str, list[_Part]] = {}
+        for stream in list(self._streams.values()) if streams is None else streams:  # agents' threads add theirs
             if stream.is_durable and (events := stream.unwritten()):
                 by_shard.setdefault(self._store.shard_of(events[0].tenant), []).append((stream, events))
         for shard, parts in by_shard.items():
-            events = [event for _, part in parts for event in part]
-            await self._store.keep_events(shard, events, events_max=self._config.events_max)
-            for stream, part in parts:
-                stream.written = max(stream.written, part[-1].id)
+            for group in _in_groups(parts):
+                events = [event for _, part in group for event in part]
+                await self._store.keep_events(shard, events, events_max=self._config.events_max)
+                for stream, part in group:
+                    stream.written = max(stream.written, part[-1].id)
 
     async def end(self, execution: Execution) -> None:
         """An execution is about to end: its last events go down first."""
@@ -171,13 +178,15 @@ class Streams:
             return
         try:
             await self.write([stream])
-        except BackendError:
-            return  # the result, which matters more, waits for the same shard and will tell
+        except HeadraceError:
+            return  # the result, which matters more, goes to the same shard and will tell
 
     def close(self, execution: Execution) -> None:
         """An attempt has ended: readers learn the rest from the record."""
-        stream = self._streams.pop((execution.tenant, execution.id), None)
-        if stream is not None:
+        key = (execution.tenant, execution.id)
+        stream = self._streams.get(key)
+        if stream is not None and stream.execution is execution:
+            del self._streams[key]
             stream.end()
 
     async def read(self, tenant: str, execution_id: str, *, after: int) -> AsyncIterator[Emitted]:
@@ -205,6 +214,19 @@ class Streams:
             for id, data in events:
                 yield Emitted(id=id, data=msgspec.Raw(data), dropped=_dropped(last, id))
                 last, pause = id, _POLL_FIRST_S
+
+
+def _in_groups(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """The streams' events for one statement after the other; what a stream has stays together."""
+    group, size = list[_Part](), 0
+    for part in parts:
+        group.append(part)
+        size += sum(len(event.data_json) for event in part[1])
+        if size >= _WRITE_BYTES_MAX:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def first_id(attempt: int) -> int:

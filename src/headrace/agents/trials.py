@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from headrace.agents.execution import Execution
+from headrace.agents.execution import Execution, Status
 from headrace.agents.rollout import RolloutPolicy, Tally, judge
 from headrace.agents.store import AgentStore, Canary
 from headrace.agents.versions import Versions
@@ -61,10 +61,10 @@ class Trials:
         self._spawn = spawn
         self._trials: dict[TrialKey, _Trial] = {}
 
-    def count(self, execution: Execution, canary: Canary) -> None:
-        """An execution that began during a trial has ended."""
-        failed = execution.status in _FAILURES
-        if not failed and execution.status not in _SUCCESSES:
+    def count(self, execution: Execution, status: Status, canary: Canary) -> None:
+        """An attempt that began during a trial has ended so."""
+        failed = status in _FAILURES
+        if not failed and status not in _SUCCESSES:
             return
         key = (execution.tenant, execution.agent_id, canary.trial)
         trial = self._trials.setdefault(key, _Trial(canary.version))
@@ -88,6 +88,9 @@ class Trials:
                 self._trials.pop(key, None)
             except BackendError:
                 continue  # the shard's own event tells; what was counted is written with the next beat
+            except Exception as error:  # noqa: BLE001 - one trial must not end the judging of all others
+                loop = asyncio.get_running_loop()
+                loop.call_exception_handler({"message": "a trial was not judged", "exception": error})
             else:
                 self._judge(key, trial)
 

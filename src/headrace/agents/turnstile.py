@@ -20,13 +20,12 @@ class Turnstile:
 
     async def go_through(self) -> None:
         """Return at once, or in one of the next turns."""
-        loop = asyncio.get_running_loop()
         if not self._passed:
-            loop.call_soon(self._turn)
+            asyncio.get_running_loop().call_soon(self._turn)
         if self._passed < self._width and not self._waiting:
             self._passed += 1
             return
-        gate = loop.create_future()
+        gate = asyncio.get_running_loop().create_future()
         self._waiting.append(gate)
         await gate
 

@@ -37,7 +37,9 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except HeadraceError as error:
-            click.secho(f"headrace: {error.message}", fg="red", err=True)
+            from headrace.cli.display import visible  # an error may quote an agent
+
+            click.secho(f"headrace: {visible(error.message)}", fg="red", err=True)
             click.echo(f"Fix: {error.fix}", err=True)
             sys.exit(1)
 

@@ -16,7 +16,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from headrace.cli.client import Client
-from headrace.cli.display import at, colour_of, console, plain, show_execution, show_json, show_pairs, show_rows
+from headrace.cli.display import (
+    at,
+    colour_of,
+    console,
+    plain,
+    show_execution,
+    show_json,
+    show_pairs,
+    show_rows,
+    visible,
+)
 from headrace.errors import CallerError
 
 _AGENTS = "/api/v1/agents"
@@ -436,7 +446,8 @@ def _json(text: str, option: str) -> Any:
 
 def _watched(client: Client, execution: dict[str, Any]) -> dict[str, Any]:
     """Poll an execution to its end, drawing its progress on a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), note, TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(execution["agent_id"], total=None, note=execution["status"])
         while execution["status"] not in _FINISHED:
@@ -444,5 +455,7 @@ def _watched(client: Client, execution: dict[str, Any]) -> dict[str, Any]:
             execution = client.get(execution["status_url"])
             reported = execution["progress"]
             if reported:
-                progress.update(task, total=reported["total"], completed=reported["done"], note=reported["note"])
+                progress.update(
+                    task, total=reported["total"], completed=reported["done"], note=visible(reported["note"])
+                )
     return execution

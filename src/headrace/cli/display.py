@@ -1,6 +1,7 @@
 """What the commands print: tables and reports on a terminal, JSON for programs."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 console = Console()
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""The characters of Unicode's category Cc but for tab and new line."""
 
 _COLOURS = {
     "completed": "green",
@@ -46,7 +50,7 @@ def show_execution(execution: dict[str, Any]) -> None:
     elif output is not None:
         console.print_json(json.dumps(output))
     if execution["error"]:
-        console.print(execution["error"], style="red", markup=False)
+        console.print(plain(execution["error"]), style="red")
     console.print(
         f"[{colour_of(execution['status'])}]{execution['status']}[/] in {execution['run_ms']:.1f} ms"
         f" ({execution['cpu_ms']:.1f} ms CPU) · {execution['agent_id']} {execution['version']}"
@@ -92,7 +96,12 @@ def plain(value: Any) -> Text:
         return Text(f"{value:,}")
     if isinstance(value, dict | list):
         return Text(json.dumps(value))
-    return Text("" if value is None else str(value))
+    return Text("" if value is None else visible(str(value)))
+
+
+def visible(text: str) -> str:
+    """The text without what a terminal obeys: an agent's words must not write its clipboard or move its cursor."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _is_report(output: Any) -> bool:

@@ -1,6 +1,7 @@
 """`headrace keys`: the API keys of a running service."""
 
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import click
 
@@ -70,8 +71,8 @@ def list_keys(client: Client, *, tenant: str | None, as_json: bool) -> None:
     found: list[dict[str, Any]] = []
     after: str | None = ""
     while after is not None:
-        of_tenant = f"&tenant={tenant}" if tenant else ""
-        page = client.get(f"{_KEYS}?limit=200&after={after}{of_tenant}")
+        query = {"limit": 200, "after": after} | ({"tenant": tenant} if tenant else {})
+        page = client.get(f"{_KEYS}?{urlencode(query)}")
         found += page["keys"]
         after = page["next_after"]
     if as_json:
@@ -97,5 +98,5 @@ def list_keys(client: Client, *, tenant: str | None, as_json: bool) -> None:
 @click.pass_obj
 def revoke(client: Client, *, key_id: str) -> None:
     """End a key, named by its id or its whole text."""
-    ended = client.delete(f"{_KEYS}/{key_id.removeprefix('hr_').partition('_')[0]}")
+    ended = client.delete(f"{_KEYS}/{quote(key_id.removeprefix('hr_').partition('_')[0], safe='')}")
     console.print(f"[green]revoked[/] {ended['key_id']} of {ended['tenant']}")

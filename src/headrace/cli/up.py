@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from headrace.config import ProtocolsConfig
     from headrace.server.supervisor import Supervisor
 
 
@@ -51,16 +52,19 @@ def up(
     )
     log.configure(config.log, process="supervisor")
     supervisor = Supervisor(config, config_path=config_path, application=application, observer=log.LogObserver())
-    uvloop.run(supervisor.run(partial(_announce, reference="/headrace/docs" if application else "/docs")))
+    reference = "/headrace/docs" if application else "/docs"
+    uvloop.run(supervisor.run(partial(_announce, reference=reference, protocols=config.protocols)))
     _say("headrace is down")
 
 
-def _announce(supervisor: "Supervisor", *, reference: str) -> None:
+def _announce(supervisor: "Supervisor", *, reference: str, protocols: "ProtocolsConfig") -> None:
     url = supervisor.url
+    doors = (("A2A", protocols.a2a, "/a2a"), ("MCP", protocols.mcp, "/mcp"), ("AG-UI", protocols.ag_ui, "/ag-ui"))
     _say(
         f"headrace is up: {url}",
         f"  dashboard  {url}/dashboard",
         f"  API        {url}{reference}",
+        *(f"  {name:<9}  {url}{path}" for name, is_open, path in doors if is_open),
         f"  data       {supervisor.directory}",
         "  stop       Ctrl-C",
     )

@@ -1,5 +1,6 @@
 """Sharded Postgres behind one door: a key names its shard, a statement runs there."""
 
+from headrace.database.agreed_map import AgreedMap
 from headrace.database.config import (
     DatabaseConfig,
     KeyRange,
@@ -19,6 +20,7 @@ from headrace.database.query_policy import QueryCacheConfig, QueryPolicy
 from headrace.database.shard_map import Placement, ShardMap
 
 __all__ = [
+    "AgreedMap",
     "Database",
     "DatabaseConfig",
     "Ids",

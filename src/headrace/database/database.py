@@ -15,6 +15,7 @@ from headrace.database.catalog import declared
 from headrace.database.config import DatabaseConfig
 from headrace.database.fanout.point_reads import PointReads
 from headrace.database.fanout.spread import Spread, each_row, one_shard
+from headrace.database.fanout.writing import write_many
 from headrace.database.indexes.advisor import Indexes
 from headrace.database.indexes.observation import StatementHistogram
 from headrace.database.kept_map import FENCED
@@ -170,6 +171,8 @@ class Database:
     def _adopt(self, shard_map: ShardMap) -> None:
         before, self.shard_map = self._holding(), shard_map
         self._stranger = next((name for name in shard_map.names if name not in self.nodes), None)
+        if self._queries is not None:
+            self._queries.flush()
         if self._holding() != before:
             self._spread = Spread(self.nodes, self.config, self._holding())
 
@@ -353,7 +356,10 @@ class Database:
         key: Key | msgspec.UnsetType = msgspec.UNSET,
         everywhere: bool = False,
     ) -> None:
-        """Run a statement for each row of parameters, all in one transaction; with `everywhere` one on each shard."""
+        """Run a statement for each row of parameters, all in one transaction; with `everywhere` one on each shard.
+
+        Those commit when all rows are written: an error before leaves nothing anywhere.
+        """
         node = self._alone(key)
         if node is not None:
             try:
@@ -371,8 +377,7 @@ class Database:
                 fix="Pass everywhere=True for one transaction on each shard, or key=... and the rows of one shard.",
             )
         try:
-            for shard, its_rows in homes.items():
-                await self._at(shard).execute_many(sql, its_rows)
+            await write_many({shard: self._at(shard) for shard in homes}, sql, homes)
         finally:
             self._wrote(None, sql)
 

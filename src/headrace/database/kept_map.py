@@ -47,7 +47,8 @@ ON CONFLICT (only_row) DO UPDATE
 SET epoch = excluded.epoch, names = excluded.names, slots = excluded.slots, rule = excluded.rule, home = excluded.home,
     kept_at = now()
 WHERE headrace_shard_map.epoch < excluded.epoch AND headrace_shard_map.shard = excluded.shard"""
-_READ = "SELECT to_jsonb(kept)::text FROM headrace_shard_map kept"
+READ = "SELECT to_jsonb(kept)::text FROM headrace_shard_map kept"
+"""One row of one value, for `kept_from_json`."""
 _EPOCH = "SELECT epoch FROM headrace_shard_map"
 _NO_TABLE = "42P01"
 _MAY_NOT_WRITE = {"42501": "insufficient privilege", "25006": "read-only"}
@@ -73,7 +74,7 @@ class _Row(msgspec.Struct):
 async def read_map(node: Node) -> KeptMap | None:
     """What the shard keeps; None: it was never opened before."""
     try:
-        return _kept(await node.fetch(_READ, read_only=True))
+        return _kept(await node.fetch(READ, read_only=True))
     except StatementFailed as error:
         if error.sqlstate != _NO_TABLE:
             raise
@@ -115,7 +116,7 @@ async def decide_map(home: Node, following: ShardMap) -> None:
     given = KeptMap(home.name, following)
     async with home.transaction() as transaction:
         await _lock(transaction)
-        before = _kept(await transaction.fetch(_READ))
+        before = _kept(await transaction.fetch(READ))
         if before is None or before.shard_map.epoch != following.epoch - 1 or before.shard != home.name:
             found = f"epoch {before.shard_map.epoch} of {before.shard}" if before else "no map"
             raise ShardMapOutdated(f"The map of epoch {following.epoch} comes too late: {home.name} keeps {found}.")
@@ -137,13 +138,16 @@ async def _keep(transaction: Transaction, given: KeptMap) -> KeptMap:
     slots = [numbers[name] for name in shard_map.shards]
     rule = msgspec.json.encode(rule_to_json(shard_map.rule)).decode()
     await transaction.execute(_KEEP, given.shard, shard_map.epoch, names, slots, rule, shard_map.home)
-    return _kept(await transaction.fetch(_READ)) or given
+    return _kept(await transaction.fetch(READ)) or given
 
 
 def _kept(rows: list[Any]) -> KeptMap | None:
-    if not rows:
-        return None
-    row = msgspec.json.decode(rows[0][0], type=_Row)
+    return kept_from_json(rows[0][0]) if rows else None
+
+
+def kept_from_json(text: str) -> KeptMap:
+    """What a shard answers to `READ`."""
+    row = msgspec.json.decode(text, type=_Row)
     rule: Rule = rule_from_json(row.rule or {"strategy": "hash", "slots": len(row.slots)})
     shards = tuple(row.names[number] for number in row.slots)
     return KeptMap(row.shard, ShardMap(row.epoch, shards, rule, row.home or min(row.names)))

@@ -11,6 +11,7 @@ class FactCounter:
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
         self._by_type: dict[type[Event], Counter] = {}
+        self._by_status: dict[str, Counter] = {}
         self._run_duration = counters.histogram(EXECUTION_DURATION)
 
     def on(self, event: Event) -> None:
@@ -22,7 +23,10 @@ class FactCounter:
         counter.add()
         match event:
             case ExecutionFinished(status=status, run_ms=run_ms):
-                self._counters.counter(EXECUTIONS, status=status).add()
+                ended = self._by_status.get(status)
+                if ended is None:
+                    ended = self._by_status[status] = self._counters.counter(EXECUTIONS, status=status)
+                ended.add()
                 self._run_duration.record(run_ms / 1e3)
             case TierUnavailable(tier=tier):
                 self._counters.gauge(CACHE_AVAILABLE, tier=tier).set(0.0)

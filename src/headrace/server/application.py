@@ -31,6 +31,7 @@ from headrace.server.keys import POLICY, Keys
 from headrace.server.keys_api import KeysApi
 from headrace.server.live import Live
 from headrace.server.openapi import document
+from headrace.server.protocols import protocol_operations
 from headrace.server.routes import Routes
 from headrace.server.static import dashboard_app
 from headrace.server.system_api import SystemApi
@@ -77,6 +78,7 @@ class Headrace:
             *DeploymentsApi(rooms.agents, self._deployments, figures, clock=self._clock).operations(),
             *KeysApi(self.keys).operations(),
             *SystemApi(rooms, version=__version__).operations(),
+            *protocol_operations(rooms.agents, self._streams, self.config),
         )
 
     def asgi(self, app: ASGIApp | None = None) -> ASGIApp:

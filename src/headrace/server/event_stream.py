@@ -12,7 +12,7 @@ does not take is not kept for it: `send` waits for the transport, and what the s
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from starlette.types import Message, Receive, Send
@@ -52,6 +52,29 @@ def last_seen(header: str | None, after: int | None) -> int | None:
     return int(text)
 
 
+class Frames:
+    """How a stream is written: the words of one protocol. Made for one stream, so it may remember what it wrote."""
+
+    def opening(self) -> bytes:
+        """What comes before everything else."""
+        return b"retry: %d\n\n" % _RETRY_MS
+
+    def event(self, event: Emitted) -> bytes:
+        """An event; empty: nothing is written for it."""
+        # A newline in JSON is white space, and the end of a line of a frame.
+        data = bytes(event.data).replace(b"\n", b" ").replace(b"\r", b" ")
+        dropped = b'event: dropped\ndata: {"count":%d}\n\n' % event.dropped if event.dropped else b""
+        return b"%bid: %d\ndata: %b\n\n" % (dropped, event.id, data)
+
+    def ending(self, last: int, data: bytes) -> bytes:
+        """The last frame, after the event with the id `last`; `data` is what the source's `ending` returned."""
+        return b"event: end\nid: %d%b\ndata: %b\n\n" % (last, _ENDED.encode(), data)
+
+    def problem(self, error: HeadraceError) -> bytes:
+        """The last frame of a stream that cannot go on."""
+        return b"event: problem\ndata: %b\n\n" % problem_answer(error).body
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """What is streamed."""
@@ -63,6 +86,7 @@ class Source:
     """What to do when the reader leaves before the end; None: nothing, the work goes on."""
     after: int = 0
     tenant: str = "default"
+    frames: Frames = field(default_factory=Frames)
 
 
 class EventStreams:
@@ -110,8 +134,8 @@ class EventStreams:
     async def serve(self, source: Source, receive: Receive, send: Send, *, is_head: bool = False) -> None:
         """Stream to one reader until the end, its departure or the server's."""
         transmit = _Transmission(send, self._stalled_s_max)
-        await transmit.start()
         if is_head:
+            await transmit.start(source.frames.opening())
             return await transmit.finish()
         loop = asyncio.get_running_loop()
         feed = loop.create_task(self._feed(source, transmit))
@@ -134,12 +158,13 @@ class EventStreams:
     async def _feed(self, source: Source, transmit: "_Transmission") -> bool:
         """True when the reader got the end."""
         try:
+            await transmit.start(source.frames.opening())
             try:
                 last = await self._pass_on(source, transmit)
-                await transmit.write(_last_frame(last, await source.ending()))
+                await transmit.write(source.frames.ending(last, await source.ending()))
             except HeadraceError as error:
                 # The status has left already, so the reader learns it as an event; it may come back.
-                await transmit.write(b"event: problem\ndata: %b\n\n" % problem_answer(error).body)
+                await transmit.write(source.frames.problem(error))
             await transmit.finish()
         except (OSError, TimeoutError):
             # How an ASGI server says that the reader left during a send (ASGI 2.4), and a reader that is stuck.
@@ -159,7 +184,7 @@ class EventStreams:
                         await transmit.write(_HEARTBEAT)
                     elif (event := following.result()) is not None:
                         last = event.id
-                        await transmit.write(_frame(event))
+                        await transmit.write(source.frames.event(event))
                         following = loop.create_task(_next(events))
                     else:
                         return last
@@ -177,12 +202,13 @@ class _Transmission:
         self._send = send
         self._stalled_s_max = stalled_s_max
 
-    async def start(self) -> None:
+    async def start(self, opening: bytes) -> None:
         await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await self.write(b"retry: %d\n\n" % _RETRY_MS)
+        await self.write(opening)
 
     async def write(self, frame: bytes) -> None:
-        await self._transmit({"type": "http.response.body", "body": frame, "more_body": True})
+        if frame:
+            await self._transmit({"type": "http.response.body", "body": frame, "more_body": True})
 
     async def finish(self) -> None:
         await self._transmit({"type": "http.response.body", "body": b""})
@@ -190,17 +216,6 @@ class _Transmission:
     async def _transmit(self, message: Message) -> None:
         async with asyncio.timeout(self._stalled_s_max):
             await self._send(message)
-
-
-def _frame(event: Emitted) -> bytes:
-    # A newline in JSON is white space, and the end of a line of a frame.
-    data = bytes(event.data).replace(b"\n", b" ").replace(b"\r", b" ")
-    dropped = b'event: dropped\ndata: {"count":%d}\n\n' % event.dropped if event.dropped else b""
-    return b"%bid: %d\ndata: %b\n\n" % (dropped, event.id, data)
-
-
-def _last_frame(last: int, data: bytes) -> bytes:
-    return b"event: end\nid: %d%b\ndata: %b\n\n" % (last, _ENDED.encode(), data)
 
 
 async def _next(events: AsyncIterator[Emitted]) -> Emitted | None:

@@ -16,14 +16,15 @@ this machine. Three rules, of which the media type's (`exchange`) is another:
 """
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Mapping
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace.config import LOOPBACK
 from headrace.errors import Forbidden, ForeignHost, ForeignOrigin, HeadraceError, Unauthorized
 from headrace.server.caller import OPERATOR, Caller, Permission
-from headrace.server.exchange import Header, problem_answer, reply_with
+from headrace.server.exchange import problem_answer, reply_with
 from headrace.server.keys import PREFIX, Keys
 
 _OWN_NAMES = frozenset((f"[{name}]" if ":" in name else name).encode() for name in LOOPBACK)
@@ -62,34 +63,31 @@ class Gate:
         return await self._app(scope, receive, send)
 
     async def _admitted(self, scope: Scope) -> Caller:
-        headers = scope["headers"]
-        offered = host = None
-        for name, value in headers:
-            if name == b"authorization":
-                offered = value
-            elif name == b"host":
-                host = value
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        offered, host = headers.get(b"authorization"), headers.get(b"host")
         if self._changes and not is_same_origin(headers):
             raise ForeignOrigin(f"{scope['path']} was asked for by a page of another origin.")
         if self._expected is None and host is not None and not is_own_name(host):
             raise ForeignHost(f"This service is not {host.decode('latin-1')!r}; without a token it is local.")
+        if self._expected is not None and hmac.compare_digest(offered or b"", self._expected):
+            return OPERATOR
         if offered is not None and self._keys is not None and offered.startswith(_KEY):
             return await self._keys.caller(offered[len(_BEARER) :].decode("latin-1"))
-        if self._expected is not None and not hmac.compare_digest(offered or b"", self._expected):
+        if self._expected is not None:
             raise Unauthorized(f"{scope['path']} needs an API key or the server's token.")
         return OPERATOR
 
 
-def is_same_origin(headers: Iterable[Header]) -> bool:
+def is_same_origin(headers: Mapping[bytes, bytes]) -> bool:
     """Whether a request came from a page of this server, or from no page at all."""
-    found = dict(headers)
-    site = found.get(b"sec-fetch-site")
+    site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site in _OWN_SITES
-    origin = found.get(b"origin")
-    return origin is None or origin.partition(b"://")[2] == found.get(b"host")
+    origin = headers.get(b"origin")
+    return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
+@lru_cache(maxsize=64)
 def is_own_name(host: bytes) -> bool:
     """Whether a Host header, with or without a port, names this machine to itself."""
     host = host.lower()

@@ -97,8 +97,7 @@ class PostgresKeyStore:
         row = await self._database.fetch_one(
             f"SELECT {_COLUMNS} FROM headrace_api_keys WHERE key_id = $1",  # noqa: S608 - columns of ours
             key_id,
-            key=key_id,
-            read_only=True,
+            key=key_id,  # and not read_only: a replica may not know yet that it was revoked
         )
         return None if row is None else _key(row)
 

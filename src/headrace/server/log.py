@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,20 @@ class LogObserver:
 
     def on(self, event: Event) -> None:
         """Write one fact down; what happens at every request only when debugging."""
-        fields = msgspec.structs.asdict(event)
-        if isinstance(event, _WARNINGS):
-            write = self._log.warning
-        elif isinstance(event, _FREQUENT):
+        if isinstance(event, _FREQUENT):
+            if not self._is_debugging:
+                return
             write = self._log.debug
+        elif isinstance(event, _WARNINGS):
+            write = self._log.warning
         else:
             write = self._log.info
+        fields = msgspec.structs.asdict(event)
         with suppress(OSError):
             write(type(event).__name__, **fields)
+
+    @cached_property
+    def _is_debugging(self) -> bool:
+        """Asked once, when the level has been set: who is told of every request must not ask at every request."""
+        is_debugging: bool = self._log.is_enabled_for(logging.DEBUG)
+        return is_debugging

@@ -41,6 +41,8 @@ def document(operations: Sequence[Operation], *, title: str, version: str, has_t
 
 
 def _described(operation: Operation, schema_of: dict[int, Any], components: dict[str, Any]) -> dict[str, Any]:
+    # The gate answers these before an operation does.
+    failures = sorted({*operation.failures, *(() if operation.is_public else (401, 403))})
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
@@ -55,7 +57,7 @@ def _described(operation: Operation, schema_of: dict[int, Any], components: dict
             },
             **{
                 str(status): _content(status, "application/problem+json", schema_of[id(Problem)])
-                for status in operation.failures
+                for status in failures
             },
         },
     }

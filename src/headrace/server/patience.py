@@ -51,9 +51,9 @@ class Patience:
 
     def turn(self) -> Turn:
         """The time of the task that runs now, beginning now."""
-        task = asyncio.current_task()
-        assert task is not None, "a request runs in a task"
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        assert task is not None, "a request runs in a task"
         deadline = loop.time() + self._timeout_s
         if self._timer is None:
             self._timer = loop.call_at(deadline + _LATE_S, self._ring)

@@ -18,6 +18,7 @@ from headrace.server import log
 from headrace.server.application import Headrace
 from headrace.server.assignment import EXIT_CONFIG, Assignment
 from headrace.server.garbage import Garbage
+from headrace.server.protocol import Protocol
 from headrace.server.pulse import Pulse
 
 
@@ -82,7 +83,7 @@ def serve(assignment: Assignment, config: Config) -> int:
         uvicorn.Config(
             headrace.asgi(wrapped),
             loop="uvloop",
-            http="httptools",
+            http=Protocol,
             lifespan="on",
             access_log=False,
             log_config=None,

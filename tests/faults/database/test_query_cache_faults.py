@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -301,3 +303,54 @@ async def promoted(directory: Path) -> AsyncIterator[tuple[TcpProxy, str, Callab
             yield proxy, f"postgresql://headrace@{proxy.address}/headrace", promote
     finally:
         await asyncio.to_thread(stack.close)
+
+
+@pytest.fixture
+def forgetful(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
+    """A Postgres that writes down what nobody waits for as late as it can."""
+    with started(EmbeddedPostgres(tmp_path / "pg", name="pg", settings={"wal_writer_delay": "10s"})) as running:
+        prepare(running.url)
+        yield running
+
+
+async def test_a_server_that_crashes_gives_transaction_ids_out_again(forgetful: EmbeddedPostgres) -> None:
+    """What was read before the crash seems to see transactions that come after it: the new stream vouches for none."""
+    quiet = QueryPolicy(staleness_max=1.5, ttl=60.0)
+    config = DatabaseConfig(
+        shards=(ShardConfig(name="pg", dsn=forgetful.url),), query_cache=QueryCacheConfig(heartbeat_s=10.0)
+    )
+    async with Cache() as cache, Database(config, cache=cache) as database:
+        await database.fetch(SQL, 1, cache=quiet)
+        await until(lambda: mode(database) == "change stream")
+        beaten = stats(database).shards["pg"]
+        await until(lambda: (stats(database).shards["pg"].lag_s or 9.0) < (beaten.lag_s or 0.0))
+        victim = await asyncio.to_thread(lose_ids, forgetful.url, 50)
+        assert await database.fetch_value("SELECT n FROM counter_0 WHERE id = $1 AND true", 1, cache=quiet) == 0
+        os.kill(victim.info.backend_pid, signal.SIGKILL)
+        victim.close()
+        await until(lambda: mode(database) != "change stream")
+        await asyncio.to_thread(raise_number, forgetful.url)
+        loads, since = stats(database).loads, asyncio.get_running_loop().time()
+        await until(lambda: mode(database) == "change stream", 20)
+        await until(lambda: asyncio.get_running_loop().time() - since > quiet.staleness_max)
+        await until(lambda: (stats(database).shards["pg"].lag_s or 9.0) < 0.5)
+
+        assert stats(database).loads == loads
+        assert await database.fetch_value("SELECT n FROM counter_0 WHERE id = $1 AND true", 1, cache=quiet) == 41
+
+
+def lose_ids(dsn: str, count: int) -> psycopg.Connection:
+    """Give out transaction ids that nothing in the log tells of."""
+    victim = psycopg.connect(dsn, autocommit=True)
+    with victim.cursor() as cursor:
+        for _ in range(count):
+            cursor.execute("BEGIN; SELECT pg_current_xact_id(); ROLLBACK")
+    return victim
+
+
+def raise_number(dsn: str) -> None:
+    """Write as soon as the server takes it."""
+    while True:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute("UPDATE counter_0 SET n = 41 WHERE id = 1")
+            return

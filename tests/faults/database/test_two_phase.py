@@ -4,6 +4,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import psycopg
 import pytest
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
+from headrace.database.postgres.two_phase import Part
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import ConfigError, DatabaseUnavailable, StatementFailed, StatementRefused
 from headrace.events import Event, TransactionsInDoubt, TransactionsRecovered
@@ -209,3 +211,58 @@ def unable(tmp_path) -> Iterator[EmbeddedPostgres]:
     server = EmbeddedPostgres(tmp_path / "unable", name="unable", settings={"max_prepared_transactions": 0})
     with started(server):
         yield server
+
+
+async def test_an_error_that_was_swallowed_undoes_every_shard(config):
+    """Postgres turns the PREPARE of a failed part into a ROLLBACK without a word; the other part must not stay."""
+    async with Database(config) as database:
+        first, second = keys(database)
+
+        async def swallows():
+            async with database.transaction(keys=[first, second], two_phase=True) as transaction:
+                await transaction.execute(INSERT, key=first)
+                await transaction.execute(INSERT, key=second)
+                with pytest.raises(StatementFailed):
+                    await transaction.execute("SELECT 1 / 0", key=second)
+
+        with pytest.raises(StatementFailed, match="nothing of it was kept"):
+            await swallows()
+        assert await said(database) == [[], []]
+        assert await in_doubt(database) == 0
+
+
+async def test_a_single_connection_is_enough_for_recovery(config):
+    """A server that is short of them leaves every pool one."""
+    notes = Notes()
+    async with Database(replace(config, connections_max=1), observer=notes) as database:
+        await write(database, *((key, INSERT) for key in keys(database)))
+        with psycopg.connect(config.shards[1].dsn) as connection:
+            connection.execute("INSERT INTO parts VALUES ('left')")
+            connection.execute(f"PREPARE TRANSACTION 'headrace:shard-0:{32 * '7'}:shard-1'")
+        async with asyncio.timeout(20):
+            while await in_doubt(database):
+                await asyncio.sleep(0.05)
+        assert await said(database) == [["a"], ["a"]]
+    assert [(event.committed, event.rolled_back) for event in notes.of(TransactionsRecovered)] == [(0, 1)]
+
+
+async def test_a_decision_that_is_forgotten_while_it_is_asked_for_stops_no_recovery(config):
+    """Its maker has ended all parts in that moment; recovery decides anew, finds nothing left, and goes on."""
+    async with Database(config) as database:
+        await write(database, *((key, INSERT) for key in keys(database)))
+        node, gone = database.nodes["shard-0"], uuid.uuid4()
+        with psycopg.connect(config.shards[0].dsn, autocommit=True) as other:
+            other.execute("INSERT INTO headrace_decisions VALUES (%s, true)", (gone,))
+            # As its maker would, between the insert that finds it there and the question for it.
+            fetch = node.fetch
+
+            async def forgets(sql, params=(), *, read_only=False):
+                other.execute("DELETE FROM headrace_decisions WHERE id = %s AND is_committed", (gone,))
+                return await fetch(sql, params, read_only=read_only)
+
+            node.fetch = forgets
+            try:
+                part = Part("shard-0", gone, "shard-1")
+                assert await database._two_phase._decide(part, is_committed=False) is False
+            finally:
+                del node.fetch

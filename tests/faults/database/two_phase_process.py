@@ -19,13 +19,13 @@ def die(*_: Any, **__: Any) -> Any:
 
 def arm(step: str) -> None:
     """Replace what comes after the step by death."""
-    prepare, end_one = Transaction.run, TwoPhase._end_one
+    prepare, end_one = Transaction.prepare, TwoPhase._end_one
 
-    async def prepare_and_die(self: Transaction, pieces: Any) -> int:
-        await prepare(self, pieces)
-        return die()
+    async def prepare_and_die(self: Transaction, gid: str) -> None:
+        await prepare(self, gid)
+        die()
 
-    async def end_first_and_die(self: TwoPhase, part: Any, verb: str, wait_s: float) -> bool:
+    async def end_first_and_die(self: TwoPhase, part: Any, verb: str, wait_s: float) -> bool | None:
         if part.shard != part.decision_shard:
             await asyncio.Event().wait()
         await end_one(self, part, verb, wait_s)
@@ -33,7 +33,7 @@ def arm(step: str) -> None:
 
     match step:
         case "one part is prepared":
-            Transaction.run = prepare_and_die
+            Transaction.prepare = prepare_and_die
         case "all parts are prepared":
             TwoPhase._decide = die
         case "it is decided":

@@ -37,7 +37,7 @@ class Case(NamedTuple):
     """Floats may differ in their last bits, as they do with the order of rows on a single Postgres."""
 
 
-def rows(seed: int = 5) -> dict[str, list[tuple]]:
+def rows(seed: int = 5, count: int = 240) -> dict[str, list[tuple]]:
     """The rows of all tables: text forms that Postgres reads, NULLs everywhere but in the keys, many ties."""
     rng = random.Random(seed)
 
@@ -46,7 +46,7 @@ def rows(seed: int = 5) -> dict[str, list[tuple]]:
 
     countries = [(n, f"Land {n}", maybe(f"{rng.randrange(5000) / 1000:.3f}")) for n in range(1, 7)]
     accounts, orders = [], []
-    for number in range(240):
+    for number in range(count):
         tenant = rng.choice(TENANTS)
         accounts.append((
             tenant, number, maybe(rng.choice(WORDS)), maybe(rng.choice(("new", "old", "odd"))),

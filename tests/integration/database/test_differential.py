@@ -11,8 +11,9 @@ from psycopg.rows import tuple_row
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.database.config import KeyRange, ListedKey, Reference, Sharded
+from headrace.database.planning.route import Refused
 from headrace.errors import HeadraceError
-from tests.integration.database import differential
+from tests.integration.database import differential, grammar, pitfalls
 from tests.integration.database.conftest import Twins
 from tests.integration.database.differential import Case
 
@@ -39,9 +40,7 @@ STRATEGIES = {
 async def database(request: pytest.FixtureRequest, twins: Twins) -> AsyncIterator[Database]:
     """The shards under one strategy, with the rows where it wants them and all of them on the single Postgres."""
     fill(twins.single, differential.rows())
-    for url in twins.shards.values():
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP TABLE IF EXISTS headrace_shard_map")
+    empty_maps(twins)
     config = DatabaseConfig(
         shards=tuple(ShardConfig(name=name, dsn=url) for name, url in twins.shards.items()),
         tables=TABLES,
@@ -50,15 +49,24 @@ async def database(request: pytest.FixtureRequest, twins: Twins) -> AsyncIterato
         **STRATEGIES[request.param],
     )
     async with Database(config) as database:
-        for name, url in twins.shards.items():
-            fill(
-                url,
-                {
-                    table: [row for row in rows if table == "countries" or database.locate(row[0]).shard == name]
-                    for table, rows in differential.rows().items()
-                },
-            )
+        fill_shards(database, twins, differential.rows())
         yield database
+
+
+def empty_maps(twins: Twins) -> None:
+    """Let the shards forget where keys live."""
+    for url in twins.shards.values():
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP TABLE IF EXISTS headrace_shard_map")
+
+
+def fill_shards(database: Database, twins: Twins, tables: dict[str, list[tuple]]) -> None:
+    for name, url in twins.shards.items():
+        own = {
+            table: [row for row in rows if table == "countries" or database.locate(row[0]).shard == name]
+            for table, rows in tables.items()
+        }
+        fill(url, own)
 
 
 def fill(url: str, tables: dict[str, list[tuple]]) -> None:
@@ -133,6 +141,7 @@ GROUPS = {
     "aggregates": differential.AGGREGATES,
     "joins": differential.JOINS,
     "generated": differential.GENERATED,
+    "pitfalls": pitfalls.CASES,
 }
 
 
@@ -146,3 +155,32 @@ async def test_the_router_answers_as_a_single_postgres_does(database: Database, 
 def test_the_suite_is_as_large_as_it_says() -> None:
     """At least 300 different statements."""
     assert len({(case.sql, repr(case.params)) for cases in GROUPS.values() for case in cases}) >= 300
+
+
+STATEMENTS = 100
+SEED = 20261124
+
+
+async def test_statements_at_random_are_answered_as_a_single_postgres_does(twins: Twins) -> None:
+    """Or refused with a reason; what a single Postgres refuses, such as a subquery of two rows, is passed over."""
+    rows = differential.rows(count=45)
+    shards = tuple(ShardConfig(name=name, dsn=url) for name, url in twins.shards.items())
+    empty_maps(twins)
+    fill(twins.single, rows)
+    async with (
+        Database(DatabaseConfig(shards=shards, tables=TABLES, connections_max=3, block_rows=7)) as database,
+        await psycopg.AsyncConnection.connect(twins.single, autocommit=True) as connection,
+    ):
+        fill_shards(database, twins, rows)
+        cases = []
+        for case in grammar.statements(STATEMENTS, SEED):
+            try:
+                cursor = psycopg.AsyncRawCursor(connection)
+                await cursor.execute(case.sql, case.params or None)
+            except psycopg.Error:
+                continue
+            if not isinstance(await database.explain(case.sql, *case.params), Refused):
+                cases.append(case)
+        found = await differences(database, twins.single, cases)
+    assert len(cases) > 0.9 * STATEMENTS
+    assert not found, f"{len(found)} of {len(cases)}:\n" + "\n".join(found)

@@ -73,7 +73,8 @@ def fill(*urls: str) -> None:
             connection.execute(ORDERS)
             connection.execute("DROP TABLE IF EXISTS headrace_index_history")
             connection.execute("VACUUM ANALYZE orders")
-        # Another connection: the one that wrote hands in its counts when it ends.
+            # Else it would hand in its counts when it ends, which may be after they were set to nothing.
+            connection.execute("SELECT pg_stat_force_next_flush()")
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("SELECT pg_stat_reset()")
             if connection.execute("SELECT to_regclass('pg_stat_statements')").fetchone()[0]:
@@ -278,6 +279,67 @@ async def test_a_build_that_waits_too_long_leaves_nothing(config):
     assert "dropped as soon as that ends" in begun.reason
     assert indexes_of(config.shards[0].dsn) == {"orders_pkey"}
     assert [each.shard for each in events.of(IndexLeftoverDropped)] == [change.shard]
+
+
+async def test_an_apply_that_is_cancelled_is_taken_back(config):
+    """In the middle of a build that somebody holds up: what it left goes when that one has ended."""
+    advice = IndexAdvice.creating(Index("orders", ("tenant",)))
+    invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
+    with psycopg.connect(config.shards[0].dsn) as holder, psycopg.connect(config.shards[0].dsn) as looker:
+        looker.autocommit = True
+        holder.execute("UPDATE orders SET total = 0 WHERE id = 1")
+        async with Database(replace(config, lock_timeout_s=2.0)) as database:
+            applying = asyncio.get_running_loop().create_task(database.indexes.apply(advice, [TRAPPED]))
+            async with asyncio.timeout(10):
+                while looker.execute(invalid).fetchone() != (1,):
+                    await asyncio.sleep(0.01)
+            applying.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            holder.rollback()
+            async with asyncio.timeout(10):
+                while looker.execute(invalid).fetchone() != (0,):
+                    await asyncio.sleep(0.05)
+                    await database.indexes.recover()
+            [change] = await database.indexes.history()
+
+    assert change.state is State.FAILED
+    assert indexes_of(config.shards[0].dsn) == {"orders_pkey"}
+
+
+async def test_an_index_is_changed_by_one_at_a_time(config):
+    """The other caller is told at once, and nothing is built twice."""
+    advice = IndexAdvice.creating(Index("orders", ("tenant", "made")))
+    sql = "SELECT total FROM orders WHERE tenant = 5 ORDER BY made DESC LIMIT 5"
+    async with Database(replace(config, connections_max=8)) as database:
+        both = await asyncio.gather(*(database.indexes.apply(advice, [sql]) for _ in range(2)), return_exceptions=True)
+
+    told = [each for each in both if isinstance(each, IndexBuildFailed)]
+    [done] = [each for each in both if not isinstance(each, BaseException)]
+    assert "another process is changing" in str(told[0])
+    assert {each.state for each in done} == {State.KEPT}
+
+
+async def test_what_others_need_is_not_advised_to_be_dropped(plain):
+    """The index behind a foreign key, and a partition's part of an index, though nobody has read them."""
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute("CREATE TABLE parents (id int PRIMARY KEY)")
+        connection.execute("CREATE TABLE children (id int PRIMARY KEY, parent int, of int, parent_id int)")
+        connection.execute("ALTER TABLE children ADD CONSTRAINT of_parent FOREIGN KEY (parent_id) REFERENCES parents")
+        connection.execute("CREATE INDEX by_parent ON children (parent_id, of); CREATE INDEX by_of ON children (of)")
+        connection.execute("CREATE TABLE days (id int, day date) PARTITION BY RANGE (day)")
+        connection.execute("CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM ('2026-01-01') TO ('2027-01-01')")
+        connection.execute("CREATE INDEX by_day ON days (day)")
+    try:
+        async with Database(DatabaseConfig(shards=(ShardConfig(name="p", dsn=plain),))) as database:
+            advice = await database.indexes.advise(["SELECT 1 FROM children WHERE id = 1"], unused_after_s=0.0)
+    finally:
+        with psycopg.connect(plain, autocommit=True) as connection:
+            connection.execute("DROP TABLE children, parents, days")
+
+    assert {each.name for each in advice if each.verdict is Verdict.DROP} == {"by_of"}
+    [kept] = [each for each in advice if each.name == "by_parent"]
+    assert "of_parent" in kept.reason
 
 
 async def test_what_was_rejected_is_not_applied(config):

@@ -20,7 +20,7 @@ from headrace.database import (
     Sharded,
 )
 from headrace.embedded import EmbeddedPostgres, started
-from headrace.errors import CallerError
+from headrace.errors import CallerError, NotOpen
 from headrace.events import QueryNotCached
 from tests.query_caches import ITEM, LONG, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats
 from tests.redis_servers import RedisServer
@@ -172,12 +172,14 @@ async def test_what_must_not_be_cached_runs_and_says_why(database: Database, not
 
 async def test_a_temporary_table_is_nobody_elses(database: Database) -> None:
     """It belongs to one session: its rows are kept from all others, also where it hides a table."""
-    hidden = "CREATE TEMP TABLE items AS SELECT 1 AS id, 'mine' AS name, 1.0 AS price"
+    hidden = "CREATE TEMP TABLE items AS SELECT 1 AS id, ''mine'' AS name, 1.0 AS price"
+    making = f"CREATE FUNCTION hide() RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE '{hidden}'; END$$"
     async with Cache() as cache:
         config = DatabaseConfig(shards=database.config.shards, connections_max=1)
         async with Database(config, cache=cache) as alone:
             await alone.fetch(ITEM, 1, cache=LONG)
-            await alone.execute(hidden)
+            await alone.execute(making)
+            await alone.fetch("SELECT hide()")
             seen = [await alone.fetch_value("SELECT name FROM items WHERE id = $1", 1, cache=LONG) for _ in range(2)]
 
             assert seen == ["mine", "mine"]
@@ -388,3 +390,109 @@ async def test_an_error_of_a_load_reaches_its_callers_and_is_not_kept(database: 
     for _ in range(2):
         answers = await asyncio.gather(*(database.fetch(sql, 1, cache=LONG) for _ in range(5)), return_exceptions=True)
         assert [type(answer).__name__ for answer in answers] == ["StatementFailed"] * 5
+
+
+async def test_a_caller_may_change_the_values_that_it_gets(database: Database, outside: psycopg.Connection) -> None:
+    """Lists and JSON are its own, too, whether it loaded them or found them."""
+    outside.execute("CREATE TABLE docs AS SELECT 1 AS id, '{\"x\": [1]}'::jsonb AS j, array[1, 2] AS a")
+    for _ in range(3):
+        row = (await database.fetch("SELECT j, a FROM docs", cache=LONG))[0]
+        assert row.asdict() == {"j": {"x": [1]}, "a": [1, 2]}
+        row.j["x"].append(9)
+        row.a.clear()
+    assert stats(database).hits == 2
+
+
+async def test_a_large_result_is_large_in_every_time_zone(url: str) -> None:
+    """What only this process can show counts with all its bytes."""
+    dsn = url + "&options=-cTimeZone%3DAsia/Tokyo"
+    sql = "SELECT repeat('x', 20000) AS v, '2026-01-01'::timestamptz AS t FROM items LIMIT 3"
+    async with cached(dsn, result_bytes_max=50_000) as database:
+        await database.fetch(sql, cache=LONG)
+        assert (stats(database).too_large, stats(database).memory_bytes) == (1, 0)
+        await database.fetch(sql.replace("20000", "10000"), cache=LONG)
+        await database.fetch(sql.replace("20000", "10000"), cache=LONG)
+        assert stats(database).memory_bytes > 30_000
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("DateStyle%3DGerman", "'2026-02-01'::date"),
+        ("DateStyle%3DSQL,DMY", "'2026-02-01'::date"),
+        ("TimeZone%3DAsia/Tokyo", "'2026-02-01 03:00'::timestamptz"),
+    ],
+)
+async def test_what_others_cannot_read_is_not_shared(url: str, redis: RedisServer, setting: str, value: str) -> None:
+    """Two processes with dates in a form that only their connections know neither confuse nor evict each other."""
+    dsn = url + f"&options=-c{setting}"
+    sql = f"SELECT {value} AS d FROM items LIMIT 1"
+    async with (
+        Cache(remote=RemoteConfig(url=redis.url)) as one,
+        Cache(remote=RemoteConfig(url=redis.url)) as two,
+        cached(dsn, cache=one) as first,
+        cached(dsn, cache=two) as second,
+    ):
+        plain = await first.fetch(sql)
+        for _ in range(10):
+            assert await first.fetch(sql, cache=LONG) == plain
+            assert await second.fetch(sql, cache=LONG) == plain
+        assert (stats(first).loads, stats(second).loads) == (2, 2)
+
+
+async def test_own_writes_by_another_name_are_seen_at_once(database: Database, outside: psycopg.Connection) -> None:
+    """Through a view, a parent table, TRUNCATE CASCADE or a name in escapes."""
+    outside.execute("CREATE VIEW all_items AS SELECT * FROM items; CREATE TABLE lines (id int REFERENCES items)")
+    outside.execute("CREATE TABLE whole (id int PRIMARY KEY, v text); CREATE TABLE part () INHERITS (whole)")
+    outside.execute("INSERT INTO part VALUES (1, 'a'); INSERT INTO lines VALUES (1)")
+    for sql, write in (
+        ("SELECT name FROM items WHERE id = 1", "UPDATE all_items SET name = 'x' WHERE id = 1"),
+        ("SELECT name FROM items WHERE id = 1", "UPDATE U&\"\\0069tems\" SET name = 'y' WHERE id = 1"),
+        ("SELECT v FROM part", "UPDATE whole SET v = 'b'"),
+        ("SELECT count(*) FROM lines", "TRUNCATE items CASCADE"),
+    ):
+        before = await database.fetch(sql, cache=LONG)
+        await database.execute(write)
+        assert await database.fetch(sql, cache=LONG) == await database.fetch(sql) != before
+
+
+async def test_functions_behind_aggregates_and_casts_count(database: Database, outside: psycopg.Connection) -> None:
+    """Neither stands in the text under its own name."""
+    outside.execute(
+        "CREATE TYPE drawn_one AS (n float); CREATE FUNCTION step(float, int) RETURNS float LANGUAGE sql AS"
+        " 'SELECT random()'; CREATE AGGREGATE lot(int) (sfunc = step, stype = float);"
+        " CREATE FUNCTION draw(int) RETURNS drawn_one LANGUAGE sql AS 'SELECT ROW(random())::drawn_one';"
+        " CREATE CAST (int AS drawn_one) WITH FUNCTION draw(int)"
+    )
+    for sql, why in (("SELECT lot(id) FROM items", "aggregate lot"), ("SELECT id::drawn_one FROM items", "cast to")):
+        verdict = await database.explain_cache(sql, cache=LONG)
+        assert not verdict.cacheable
+        assert why in (verdict.reason or "")
+
+
+async def test_closing_tells_those_who_wait(url: str, outside: psycopg.Connection) -> None:
+    """A call whose query is under way when the database closes fails, and is not taken for a cancelled one."""
+    async with cached(url) as database:
+        await database.fetch(ITEM, 1, cache=LONG)
+        outside.execute("BEGIN; LOCK items IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.get_running_loop().create_task(database.fetch(ITEM, 2, cache=LONG))
+        locks = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        async with asyncio.timeout(5):
+            while not outside.execute(locks).fetchall():
+                await asyncio.sleep(0.01)
+    outside.execute("ROLLBACK")
+
+    with pytest.raises(NotOpen, match="closed while the query ran"):
+        await waiting
+
+
+async def test_a_new_shard_map_ends_what_was_read_under_the_old_one(database: Database) -> None:
+    """Keys may have another home: their rows may stand at the old one for a while, unchanged."""
+    await database.fetch(ITEM, 1, cache=LONG)
+    await database.fetch(ITEM, 1, cache=LONG)
+    assert (stats(database).loads, stats(database).hits) == (1, 1)
+
+    database._adopt(database.shard_map)
+    await database.fetch(ITEM, 1, cache=LONG)
+
+    assert (stats(database).loads, stats(database).hits) == (2, 1)

@@ -10,6 +10,7 @@ import pytest
 from headrace.database import (
     Database,
 )
+from headrace.database.query_cache.changes import ChangeStream
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.events import ChangesFollowed, ChangesLost
 from tests.query_caches import ITEM, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats, until
@@ -217,3 +218,102 @@ async def until_renewed(database: Database) -> None:
         while stats(database).loads == loads:
             await asyncio.sleep(0.01)
             await database.fetch(ITEM, 1, cache=STREAMED)
+
+
+async def test_a_schema_that_takes_the_name_of_another_is_noticed(
+    database: Database, outside: psycopg.Connection
+) -> None:
+    """Deploying by renaming changes no table, and every name means another."""
+    for name, value in (("app", "old"), ("app_new", "new")):
+        outside.execute(f"CREATE SCHEMA {name}; CREATE TABLE {name}.own (id int PRIMARY KEY, v text)")
+        outside.execute(f"INSERT INTO {name}.own VALUES (1, '{value}')")
+    try:
+        await follow(database, "SELECT v FROM app.own")
+        outside.execute("ALTER SCHEMA app RENAME TO app_old; ALTER SCHEMA app_new RENAME TO app")
+        await until_equal(database, "SELECT v FROM app.own", "new")
+    finally:
+        outside.execute("DROP SCHEMA app CASCADE; DROP SCHEMA app_old CASCADE")
+
+
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        ("CREATE OR REPLACE FUNCTION twice(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 3 * $1'", 3),
+        ("CREATE FUNCTION abs(int) RETURNS int LANGUAGE sql IMMUTABLE AS 'SELECT 5'", 2),
+    ],
+    ids=["new body", "another of its name"],
+)
+async def test_functions_are_part_of_the_structure(
+    database: Database, outside: psycopg.Connection, function: str, value: int
+) -> None:
+    """A query over a function that was replaced is read again, and keeps its answer if the answer is the same."""
+    sql = "SELECT twice(abs(id)) FROM items WHERE id = 1"
+    await follow(database, sql)
+    loads = stats(database).loads
+    outside.execute(function)
+    await until_equal(database, sql, value)
+    async with asyncio.timeout(5):
+        while stats(database).loads == loads:
+            await asyncio.sleep(0.01)
+            await database.fetch(sql, cache=STREAMED)
+
+
+async def test_an_analysis_does_not_hide_that_an_older_one_is_outdated(
+    database: Database, outside: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view is replaced, and another text over it is analysed before the next look at the structure."""
+    outside.execute("CREATE TABLE other (id int PRIMARY KEY, v text); INSERT INTO other VALUES (1, 'other')")
+    outside.execute("CREATE VIEW seen AS SELECT id, name AS v FROM items")
+    await follow(database, "SELECT v FROM other")
+    await follow(database, "SELECT v FROM seen WHERE id = 1")
+    may_look, look = asyncio.Event(), ChangeStream._look_at_structure
+
+    async def looking(self: ChangeStream, connection: psycopg.AsyncConnection) -> None:
+        await may_look.wait()
+        await look(self, connection)
+
+    monkeypatch.setattr(ChangeStream, "_look_at_structure", looking)
+    outside.execute("CREATE OR REPLACE VIEW seen AS SELECT id, v FROM other")
+    await database.fetch("SELECT id, v FROM seen", cache=STREAMED)
+    may_look.set()
+
+    await until_equal(database, "SELECT v FROM seen WHERE id = 1", "other")
+
+
+@pytest.mark.parametrize("options", ["publish = 'insert'", "publish = 'insert, update, delete'"])
+async def test_a_publication_that_leaves_something_out_is_not_used(
+    url: str, notes: Notes, outside: psycopg.Connection, options: str
+) -> None:
+    """Somebody made it before: what it does not tell of would be taken for what did not happen."""
+    outside.execute(f"CREATE PUBLICATION headrace FOR ALL TABLES WITH ({options})")
+    async with cached(url, notes) as database:
+        await database.fetch(ITEM, 1, cache=STREAMED)
+        await until(lambda: notes.of(ChangesLost))
+
+        reason = stats(database).shards["pg"].reason
+        assert reason is not None
+        assert "leaves out" in reason
+
+
+async def test_a_table_of_which_some_rows_are_published_is_not_trusted(
+    database: Database, outside: psycopg.Connection
+) -> None:
+    """A row filter keeps changes from the stream: results of that table live by their age."""
+    await follow(database, ITEM, 1)
+    outside.execute("ALTER PUBLICATION headrace SET TABLE items WHERE (id > 50)")
+    await until(lambda: stats(database).shards["pg"].invalidation != "change stream")
+    await until(lambda: stats(database).shards["pg"].invalidation == "change stream")
+    await database.fetch(ITEM, 1, cache=STREAMED)
+    outside.execute("UPDATE items SET name = 'theirs' WHERE id = 1")
+
+    await until_equal(database, "SELECT name FROM items WHERE id = 1", "theirs")
+    async with asyncio.timeout(5):
+        while (await database.fetch(ITEM, 1, cache=STREAMED))[0].name != "theirs":
+            await asyncio.sleep(0.01)
+
+
+async def until_equal(database: Database, sql: str, value: object) -> None:
+    """Ask until the answer is this one."""
+    async with asyncio.timeout(5):
+        while await database.fetch_value(sql, cache=STREAMED) != value:
+            await asyncio.sleep(0.01)

@@ -119,6 +119,64 @@ async def test_a_changed_table_is_read_with_its_new_columns(routed: Database) ->
     assert [tuple(row) for row in await routed.fetch(sql)] == [(1, 1, 1, 7), (2, 1, 2, 7)]
 
 
+async def test_a_table_that_somebody_else_changed_is_not_read_under_its_old_names(routed: Database) -> None:
+    """The first call after that says so, the next ones are right."""
+    await routed.execute("INSERT INTO items VALUES (1, 1, 1), (2, 1, 2)", everywhere=True)
+    sql = "SELECT * FROM items ORDER BY id, tenant"
+    assert (await routed.fetch(sql))[0].n == 1
+    for node in routed.nodes.values():
+        await node.execute("ALTER TABLE items DROP COLUMN n, ADD COLUMN m int DEFAULT 7")
+    with pytest.raises(StatementFailed, match="tables were changed"):
+        await routed.fetch(sql)
+    assert [(row.id, row.m) for row in await routed.fetch(sql)] == [(1, 7), (1, 7)]
+
+
+async def test_shards_with_different_columns_do_not_answer_as_one(routed: Database) -> None:
+    """A column that stands on one of them only would shift the others' values, or their names."""
+    await routed.execute_many("INSERT INTO items VALUES ($1, 1, 1)", [(key,) for key in range(9)], everywhere=True)
+    await routed.nodes["shard-1"].execute("ALTER TABLE items ADD COLUMN m int DEFAULT 7")
+    with pytest.raises(StatementFailed, match="tables were changed"):
+        await routed.fetch("SELECT * FROM items")
+
+
+async def test_fetch_everywhere_only_reads(routed: Database) -> None:
+    """It may ask a shard twice, which would write twice."""
+    await routed.execute("INSERT INTO items VALUES (1, 1, 1)")
+    for sql in (
+        "DELETE FROM items RETURNING id",
+        "INSERT INTO items VALUES (2, 1, 1)",
+        "WITH gone AS (DELETE FROM unknown RETURNING id) SELECT * FROM gone",
+        "TRUNCATE items",
+    ):
+        with pytest.raises(StatementRefused):
+            await routed.fetch_everywhere(sql)
+    assert sum(await counts(routed, "items")) == 1
+
+
+async def test_an_aggregate_of_the_users_own_sees_all_rows(routed: Database) -> None:
+    """Its rows are gathered, whatever they are grouped by."""
+    for node in routed.nodes.values():
+        await node.execute("CREATE AGGREGATE total(int) (sfunc = int4pl, stype = int, initcond = '0')")
+    rows = [(key,) for key in range(20)]
+    async with Database(routed.config) as knowing:
+        await knowing.execute_many("INSERT INTO items VALUES ($1, 1, 1)", rows, everywhere=True)
+        assert await knowing.fetch("SELECT total(n) FROM items") == [(20,)]
+
+
+async def test_many_results_in_the_order_of_a_language_leave_a_connection_for_ranking(
+    routed: Database, config: DatabaseConfig
+) -> None:
+    """As many streams as connections would otherwise all wait for one more."""
+    for node in routed.nodes.values():
+        key = keys_on(routed, node.name, 1)[0]
+        await node.execute(f"INSERT INTO items SELECT {key}, g, 1 FROM generate_series(1, 400) g")
+    async with Database(replace(config, connections_max=2, acquire_timeout_s=10.0)) as few:
+        sql = "SELECT id FROM items ORDER BY to_jsonb(id), tenant"
+        async with asyncio.timeout(8):
+            found = await asyncio.gather(*(few.fetch(sql) for _ in range(4)))
+    assert [len(rows) for rows in found] == [800] * 4
+
+
 async def test_a_stream_reads_only_what_is_asked_for(routed: Database) -> None:
     """Merged in order, block by block; whoever leaves early leaves nothing running."""
     for node in routed.nodes.values():

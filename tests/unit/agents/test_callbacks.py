@@ -4,9 +4,10 @@ import asyncio
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -201,8 +202,65 @@ async def test_a_name_that_leads_inside_is_not_connected_to(impatient):
         ("::ffff:93.184.216.34", True),
         ("2002:0a00:0001::1", False),
         ("64:ff9b::a00:1", False),
+        ("64:ff9b:1::a00:1", False),
+        ("::10.0.0.1", False),
+        ("fec0::1", False),
     ],
 )
 def test_only_public_addresses_are_public(address, public):
     """Loopback, private, link-local and shared ones are not, however they are written."""
     assert _is_public(address) is public
+
+
+@contextmanager
+def dripping():
+    """A receiver that never comes to the end of its first TLS record, byte by byte; its port."""
+    stop = threading.Event()
+
+    def drip(listener):
+        with suppress(OSError):
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc")
+                while not stop.wait(0.02):
+                    connection.sendall(b"\x03")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [threading.Thread(target=drip, args=(listener,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            stop.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+async def test_a_receiver_that_drips_its_greeting_holds_no_thread(impatient):
+    """The time of a callback is over for the handshake too, and its thread is free for others."""
+    notes = Notes()
+    with dripping() as port:
+        config = AgentsConfig(**{**OPEN, "callback_attempts_max": 1})
+        async with AgentHost(config, observer=notes) as host:
+            await host.deploy("a", ECHO, version="1.0.0")
+            await host.submit("a", 1, callback_url=f"https://127.0.0.1:{port}/")
+            await until(lambda: notes.events)
+            await until(lambda: host._callbacks._threads.busy == 0)
+    assert "no answer within 0.3 s" in notes.events[0].reason
+
+
+async def test_every_address_of_a_name_is_tried(monkeypatch):
+    """One that cannot be reached is not the end."""
+    asked = socket.getaddrinfo
+
+    def with_a_dead_one(host, port, *more, **named):
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.9", port)), *asked(host, port, *more, **named)]
+
+    monkeypatch.setattr("headrace.agents.callbacks.socket.getaddrinfo", with_a_dead_one)
+    with receiving() as receiver:
+        async with AgentHost(AgentsConfig(**OPEN, callback_attempts_max=1)) as host:
+            await host.deploy("a", ECHO, version="1.0.0")
+            await host.submit("a", 1, callback_url=receiver.url)
+            await until(lambda: receiver.requests)

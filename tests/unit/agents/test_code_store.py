@@ -12,6 +12,7 @@ from headrace.agents import code_store
 from headrace.agents.code_keys import SigningKeys
 from headrace.agents.code_store import BadRecord, CodeStore
 from headrace.clock import SystemClock
+from headrace.errors import ConfigError
 from headrace.events import CodeStoreRecovered, CodeStoreUnavailable
 from headrace.testing import FakeClock
 
@@ -45,6 +46,22 @@ def make(tmp_path, events):
     yield make
     for store in stores:
         store.close(10)
+
+
+def test_a_directory_stays_where_it_was_when_it_was_named(make, tmp_path, monkeypatch):
+    """A path of the working directory, even that itself, has its key beside it, wherever the process goes."""
+    monkeypatch.chdir(tmp_path)
+    store = make(directory=Path(), keys=None)
+    monkeypatch.chdir("/")
+
+    assert written(store).parent == tmp_path
+    assert tmp_path.with_name(f"{tmp_path.name}.key").exists()
+
+
+def test_a_directory_without_a_name_is_refused(make):
+    """The key could not lie beside it."""
+    with pytest.raises(ConfigError, match="'/'"):
+        make(directory=Path("/"), keys=None)
 
 
 def written(store, name=NAME, meta=b"{}", body=b"body"):

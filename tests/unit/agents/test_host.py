@@ -310,7 +310,7 @@ async def test_closing_lets_short_executions_end_and_interrupts_long_ones():
     kept = {}
 
     class Store(MemoryStore):
-        async def finish(self, execution, *, owner=None):
+        async def finish(self, execution, *, owner=None, change=None):
             kept[execution.id] = execution.status
             return execution
 
@@ -414,7 +414,7 @@ async def test_a_result_that_cannot_be_stored_is_told_to_everybody():
             events.append(event)
 
     class Store(MemoryStore):
-        async def finish(self, execution, *, owner=None):
+        async def finish(self, execution, *, owner=None, change=None):
             raise DatabaseUnavailable("away")
 
     host = AgentHost(observer=Notes(), store=Store(clock=SystemClock()))

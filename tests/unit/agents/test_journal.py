@@ -33,8 +33,8 @@ async def turn():
         await asyncio.sleep(0)
 
 
-def journal_of(shard, clock=None, batch_max=100):
-    return Journal(shard.write, batch_max=batch_max, retry_s=5.0, clock=clock or FakeClock())
+def journal_of(shard, clock=None, batch_max=100, **more):
+    return Journal(shard.write, batch_max=batch_max, retry_s=5.0, clock=clock or FakeClock(), **more)
 
 
 async def test_what_gathers_during_a_commit_is_the_next_batch():
@@ -70,6 +70,25 @@ async def test_a_batch_is_bounded():
     journal = journal_of(shard, batch_max=2)
     await asyncio.gather(*(journal.append(str(n)) for n in range(5)))
     assert [len(batch) for batch in shard.batches] == [2, 2, 1]
+
+
+async def test_a_batch_is_bounded_by_its_weight():
+    """Large items go in more batches; one that is above the bound by itself goes alone."""
+    shard = Shard()
+    journal = journal_of(shard, weight_of=len, weight_max=5)
+    await asyncio.gather(*(journal.append(item) for item in ("aa", "bb", "ccc", "d", "eeeeeeee", "f")))
+    assert shard.batches == [["aa", "bb"], ["ccc", "d"], ["eeeeeeee"], ["f"]]
+
+
+async def test_nobody_waits_longer_than_the_patience_behind_others():
+    """A shard that stays away is given up once for all that gathered, not once for every batch."""
+    shard, clock = Shard(), FakeClock()
+    shard.errors = [DatabaseUnavailable("away")] * 1000
+    journal = journal_of(shard, clock, batch_max=1)
+    waiting = [asyncio.create_task(journal.append(str(n))) for n in range(10)]
+    await clock.run_for(6.0)
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [DatabaseUnavailable] * 10
 
 
 async def test_a_refused_item_fails_its_own_caller_alone():

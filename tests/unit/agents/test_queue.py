@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig
-from headrace.errors import ExecutionConflict, ExecutionNotFound, Overloaded, RateLimited
+from headrace.errors import ExecutionConflict, ExecutionNotFound, InvalidRequest, Overloaded, RateLimited
 
 ECHO = "async def Agent(input, context): return input"
 GATED = """
@@ -88,6 +88,28 @@ async def test_a_submission_stands_for_one_input():
         assert (await host.submit("a", 1, execution_id="e")).status == "completed"
         with pytest.raises(ExecutionConflict):
             await host.submit("a", 2, execution_id="e")
+
+
+@pytest.mark.parametrize("other", [{"instance": "j"}, {"version": "1.0.0"}, {}])
+async def test_an_id_stands_for_one_version_and_instance_too(other):
+    """The result of another instance, or of another version than the one asked for, is not what was asked for."""
+    async with AgentHost() as host:
+        await host.deploy("a", ECHO, version="1.0.0")
+        for begin in (host.execute, host.submit):
+            await host.execute("a", 1, execution_id="e", instance="i")
+            assert (await begin("a", 1, execution_id="e", instance="i")).id == "e"
+            with pytest.raises(ExecutionConflict):
+                await begin("a", 1, execution_id="e", **other)
+
+
+async def test_an_input_that_is_no_json_is_refused():
+    """As the caller's mistake, and no place stays taken."""
+    async with AgentHost() as host:
+        await host.deploy("a", ECHO, version="1.0.0")
+        for begin in (host.execute, host.submit):
+            with pytest.raises(InvalidRequest, match="cannot be written as JSON"):
+                await begin("a", object(), execution_id="e")
+        assert host.running == 0
 
 
 async def test_a_queue_is_bounded():

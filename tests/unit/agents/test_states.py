@@ -7,6 +7,7 @@ from headrace.agents.execution import Execution
 from headrace.agents.memory_store import MemoryStore
 from headrace.agents.states import States
 from headrace.agents.store import State
+from headrace.clock import SystemClock
 from headrace.testing import FakeClock
 
 COUNTS = """
@@ -111,6 +112,28 @@ async def test_idle_instances_fall_asleep_and_busy_ones_do_not():
     states.end(execution(500))
 
 
+async def test_to_look_for_idle_instances_takes_one_look_at_each():
+    """However many are busy: ten thousand of them must not hold the loop."""
+    clock, looks = FakeClock(), []
+
+    class Awake:
+        idle_since = 0.0
+
+        def __init__(self, *, busy):
+            self.busy = busy
+
+        @property
+        def is_busy(self):
+            looks.append(self)
+            return self.busy
+
+    states = States(MemoryStore(clock=clock), AgentsConfig(), clock=clock)
+    clock.advance(1000)
+    states._awake.update({("t", "a", str(n)): Awake(busy=n < 99) for n in range(100)})
+    states.sleep_idle()
+    assert (len(states), len(looks)) == (99, 100)
+
+
 async def test_a_change_that_another_node_made_is_seen_and_never_overwritten():
     """Each turn begins with the newest version; one that was overtaken is refused."""
     clock = FakeClock()
@@ -120,8 +143,8 @@ async def test_a_change_that_another_node_made_is_seen_and_never_overwritten():
     here.of(execution(1))["n"] = 1
     await there.begin(execution(2), "i")
     there.of(execution(2))["n"] = 2
-    assert await there.keep(execution(2)) is None
-    assert "changed elsewhere" in await here.keep(execution(1))
+    assert await store.finish(execution(2), change=there.change(execution(2))) is not None
+    assert await store.finish(execution(1), change=here.change(execution(1))) is None
     here.end(execution(1))
     await here.begin(execution(3), "i")
     assert here.of(execution(3)) == {"n": 2}
@@ -173,3 +196,34 @@ async def Agent(input, context):
         assert host.running == 1
         sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module].gate.set()
         assert sorted([await result("a", one) for one in busy]) == list(range(1, 11))
+
+
+async def test_a_long_queue_of_a_busy_instance_is_not_asked_over_and_over():
+    """Those who found it busy come again one by one, so what they cost does not grow with their number."""
+    text = """
+import asyncio
+gate = asyncio.Event()
+async def Agent(input, context): await gate.wait()
+"""
+    import sys
+
+    class Store(MemoryStore):
+        given_back = 0
+
+        async def give_back(self, submission, *, delay_s):
+            self.given_back += 1
+            await super().give_back(submission, delay_s=delay_s)
+
+    store = Store(clock=SystemClock())
+    async with AgentHost(AgentsConfig(queue_poll_s=0.02, drain_s=0.1, cancel_grace_s=0.1), store=store) as host:
+        await host.deploy("a", text, version="1.0.0")
+        for n in range(300):
+            await host.submit("a", n, instance="i")
+        async with asyncio.timeout(10):
+            while store.given_back < 299:
+                await asyncio.sleep(0.01)
+        before, end = store.given_back, asyncio.get_running_loop().time() + 1.0
+        while asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
+        assert store.given_back - before < 100
+        sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module].gate.set()

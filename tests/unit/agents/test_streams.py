@@ -6,6 +6,10 @@ import sys
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
+from headrace.agents.execution import Execution
+from headrace.agents.memory_store import MemoryStore
+from headrace.agents.streams import Streams
+from headrace.clock import SystemClock
 from headrace.errors import ExecutionNotFound
 
 TALKS = """
@@ -157,3 +161,27 @@ async def test_an_execution_that_does_not_exist_says_nothing():
         with pytest.raises(ExecutionNotFound):
             await everything(host, "e", agent_id="b")
         module_of(host).gate.set()
+
+
+async def test_events_are_written_in_bounded_statements(monkeypatch):
+    """However much was said meanwhile, and nothing of it twice."""
+    monkeypatch.setattr("headrace.agents.streams._WRITE_BYTES_MAX", 100)
+    clock, batches = SystemClock(), []
+
+    class Store(MemoryStore):
+        async def keep_events(self, shard, events, **more):
+            batches.append(sum(len(event.data_json) for event in events))
+            await super().keep_events(shard, events, **more)
+
+    store = Store(clock=clock)
+    streams = Streams(store, AgentsConfig(), clock=clock)
+    said = [
+        Execution(id=str(n), agent_id="a", version="1", status="running", started_at=clock.wall()) for n in range(6)
+    ]
+    for execution in said:
+        for _ in range(2):
+            streams.emit(execution, "x" * 28, is_durable=True)
+    await streams.write()
+    await streams.write()
+    assert batches == [120, 120, 120]
+    assert [len(await store.events("default", execution.id, after=0, limit=9)) for execution in said] == [2] * 6

@@ -93,6 +93,13 @@ async def test_a_body_without_length_is_cut_off_at_the_limit():
     assert (status, problem["code"]) == (413, "body-too-large")
 
 
+async def test_a_body_in_one_part_is_measured_too():
+    """A server that cuts nothing does not lift the limit."""
+    sent = await called(echo, part(b'"%b"' % (b"x" * 100)))
+    status, problem = status_and_body(sent)
+    assert (status, problem["code"]) == (413, "body-too-large")
+
+
 async def test_a_client_that_leaves_gets_no_answer():
     """There is nobody to send to."""
     assert await called(echo, part(b'{"a"', more=True), {"type": "http.disconnect"}) == []

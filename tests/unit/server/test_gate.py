@@ -5,6 +5,7 @@ import json
 import pytest
 
 from headrace.server.gate import Gate, is_own_name, is_same_origin
+from headrace.server.keys import Keys
 
 TOKEN = "a token of more than sixteen characters"
 OFFERED = (b"authorization", b"Bearer " + TOKEN.encode())
@@ -34,6 +35,13 @@ async def test_with_a_token_only_who_knows_it_comes_in():
     assert await asked(gate, (b"host", b"shop.example"), OFFERED) == (200, None)
     assert await asked(gate, HERE) == (401, "unauthorized")
     assert await asked(gate, HERE, (b"authorization", b"Bearer " + TOKEN[:-1].encode())) == (401, "unauthorized")
+
+
+async def test_a_token_may_look_like_a_key():
+    """It is compared before keys are looked up."""
+    token = "hr_" + TOKEN
+    gate = Gate(behind, token=token, keys=Keys(cache=None, database=None, clock=None))
+    assert await asked(gate, HERE, (b"authorization", b"Bearer " + token.encode())) == (200, None)
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -70,7 +78,7 @@ async def test_a_change_that_a_foreign_page_asks_for_is_refused_even_with_the_to
 )
 def test_the_browser_says_whose_page_it_is(headers, expected):
     """Sec-Fetch-Site decides, else Origin against Host; neither means a program."""
-    assert is_same_origin(headers) is expected
+    assert is_same_origin(dict(headers)) is expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 
 from headrace.cache import Cache
 from headrace.errors import InvalidRequest, KeyNotFound, Unauthorized
+from headrace.server.key_store import PostgresKeyStore
 from headrace.server.keys import POLICY, STALE_S_MAX, Keys
 from headrace.testing import FakeClock
 
@@ -99,6 +100,18 @@ async def test_a_revocation_that_nobody_heard_of_holds_within_the_bound(clock):
         clock.advance(STALE_S_MAX + 0.001)
         with pytest.raises(Unauthorized):
             await theirs.caller(text)
+
+
+async def test_a_key_is_looked_up_where_it_is_revoked():
+    """A replica may be behind by more than the bound allows."""
+    asked = []
+
+    class Primary:
+        async def fetch_one(self, statement, *values, **options):
+            asked.append((values, options))
+
+    assert await PostgresKeyStore(Primary()).find("0123456789abcdef") is None
+    assert asked == [(("0123456789abcdef",), {"key": "0123456789abcdef"})]
 
 
 async def test_a_tier_and_a_key_must_be_known(keys):

@@ -5,7 +5,7 @@ length is checked before anything is kept, the decoder knows the few shapes ther
 `Garbled`, after which the worker is killed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Annotated, Generic, Literal, TypeVar
 
 import msgspec
@@ -16,8 +16,17 @@ ERROR_CHARACTERS_MAX = 4_000
 NOTE_CHARACTERS_MAX = 1_000
 PRINTED_BATCH_CHARACTERS_MAX = 12_000
 EVENTS_BATCH_BYTES_MAX = 48 << 10
+EVENTS_BATCH_MAX = 256
+"""Events in a frame: each costs the host microseconds, and a small one is three bytes to whoever sends it."""
+
+COUNT_MAX = 2**53
+"""As far as every reader of JSON counts exactly."""
 
 _HEADER_BYTES = 4
+# Makes numbers that JSON may write and a float cannot hold visible to plain searches: two digits of exponent and fewer
+# than 200 before it are no such number. A regular expression takes 200 ms for some megabytes.
+_SHAPES = bytes.maketrans(b"123456789E", b"000000000e")
+_LARGE = (b"e000", b"e+000", b"0" * 200)
 
 T = TypeVar("T")
 
@@ -81,8 +90,10 @@ class Bounds(msgspec.Struct, frozen=True, array_like=True, gc=False):
 Text = Annotated[str, msgspec.Meta(max_length=ERROR_CHARACTERS_MAX)]
 Note = Annotated[str, msgspec.Meta(max_length=NOTE_CHARACTERS_MAX)]
 StreamName = Literal["stdout", "stderr"]
-Number = Annotated[int, msgspec.Meta(ge=0)]
-Milliseconds = Annotated[float, msgspec.Meta(ge=0)]
+Number = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=-COUNT_MAX, le=COUNT_MAX)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+"""Finite: JSON has no infinity, and a column of a database no null for it."""
 
 
 class Hardened(Frame, frozen=True):
@@ -128,8 +139,8 @@ class Progressed(Frame, frozen=True):
     """How far an execution says it is."""
 
     number: Number
-    done: int
-    total: int
+    done: Count
+    total: Count
     note: Note
 
 
@@ -137,7 +148,7 @@ class Emitted(Frame, frozen=True):
     """Events of an execution, each as JSON, in their order."""
 
     number: Number
-    events_json: list[bytes]
+    events_json: Annotated[list[bytes], msgspec.Meta(max_length=EVENTS_BATCH_MAX)]
 
 
 class Printed(Frame, frozen=True):
@@ -157,6 +168,26 @@ FROM_WORKER: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromW
 _encode = msgspec.msgpack.Encoder().encode
 
 
+def is_json(data: bytes | None, *, bytes_max: int, is_object: bool = False) -> bool:
+    """Whether it can be read as JSON, without making objects of it unless a number in it looks too large."""
+    if data is None or len(data) > bytes_max or (is_object and not data.startswith(b"{")):
+        return False
+    try:
+        data.decode()
+        msgspec.json.decode(data, type=msgspec.Raw)
+        shapes = data.translate(_SHAPES)
+        if any(large in shapes for large in _LARGE):
+            msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def one_line(json: bytes) -> bytes:
+    """The same JSON without line breaks: white space to it, and the end of a line to whoever streams it."""
+    return json.replace(b"\n", b" ").replace(b"\r", b" ")
+
+
 def framed(frame: Frame) -> bytes:
     """The frame as bytes on the wire."""
     body = _encode(frame)
@@ -173,8 +204,11 @@ class Incoming(Generic[T]):
         self._bytes_max = bytes_max
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[T]:
-        """The frames that are complete with this data; raises `Garbled` at the first that is none."""
+    def feed(self, data: bytes) -> Generator[T, None, None]:
+        """The frames that are complete with this data; raises `Garbled` at the first that is none.
+
+        Frames that nobody asked for before it was closed come again at the next call.
+        """
         buffer = self._buffer
         buffer += data
         start = 0

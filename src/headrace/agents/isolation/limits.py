@@ -53,6 +53,8 @@ class IsolationConfig:
     """Workers at once, those that wait for their first agent included."""
     workers_per_agent_max: int = 4
     """Workers at once of one tenant's version of one agent."""
+    workers_per_tenant_max: int = 128
+    """Workers at once of one tenant, so that a busy one leaves some to others."""
     warm_min: int = 1
     """Hardened workers without an agent that are kept ready when nothing arrives."""
     warm_max: int = 8

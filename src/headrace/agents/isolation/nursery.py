@@ -107,17 +107,30 @@ class Nursery:
         request = json.dumps({"number": number, "scratch_bytes": scratch_bytes}).encode()
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._answers[number] = answer
+        is_asked = False
         try:
-            await asyncio.wait_for(self._ready.wait(), self._config.start_timeout_s)
+            async with asyncio.timeout(self._config.start_timeout_s):
+                await self._ready.wait()
             assert self._socket is not None, "it is ready"
             self._socket.sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))])
-            return await asyncio.wait_for(answer, self._config.start_timeout_s)
+            is_asked = True
+            async with asyncio.timeout(self._config.start_timeout_s):
+                return await answer
         except (OSError, TimeoutError) as error:
+            self._leave(number, answer, is_asked=is_asked)
             raise WorkerFailed(f"The zygote did not fork a worker: {str(error) or 'no answer'}.") from error
+        except asyncio.CancelledError:
+            self._leave(number, answer, is_asked=is_asked)
+            raise
         finally:
-            if not answer.done() or answer.cancelled():
-                self._unclaimed.add(number)
             self._answers.pop(number, None)
+
+    def _leave(self, number: int, answer: "asyncio.Future[int]", *, is_asked: bool) -> None:
+        """Nobody waits for this worker any more; it may come all the same, or have come just now."""
+        if answer.done() and not answer.cancelled() and answer.exception() is None:
+            self._reap_at_its_end(answer.result())
+        elif is_asked:
+            self._unclaimed.add(number)
 
     async def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -171,6 +184,7 @@ class Nursery:
         self._ready.clear()
         self._ended.set()
         self._end_reason = reason
+        self._unclaimed.clear()
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
             self._socket.close()

@@ -8,7 +8,7 @@ import asyncio
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -342,6 +342,7 @@ class ProcessPool:
             # To make workers for an agent that ends each of them would be its way to use up the host.
             pause_s = min(_PAUSE_FIRST_S * 2 ** min(agent.deaths - _DEATHS_FREE, 10), _PAUSE_MAX_S)
             await self._clock.sleep(pause_s)
+        self._require_share(agent.key.tenant)
         self._arrivals.note(self._clock.monotonic())
         worker = await self._take_warm(agent.limits)
         try:
@@ -417,15 +418,17 @@ class ProcessPool:
         """Stay within `workers_max`: the worker that was idle longest goes."""
         if len(self._workers) + self._forking < self.config.workers_max:
             return
-        idle = [
-            worker
-            for worker in self._workers.values()
-            if not (worker.running or worker.is_leaving) and (worker.pid in self._owners or worker in self._warm)
-        ]
-        oldest = min(idle, key=lambda worker: worker.idle_since, default=None)
-        if oldest is None:
+        known = [each for each in self._workers.values() if each.pid in self._owners or each in self._warm]
+        if not _retire_idle(known):
             raise Overloaded(f"All {self.config.workers_max} isolated workers are busy.")
-        oldest.retire()
+
+    def _require_share(self, tenant: str) -> None:
+        """Stay within `workers_per_tenant_max`, the one that is being started included."""
+        agents = [agent for agent in self._agents.values() if agent.key.tenant == tenant]
+        workers = [worker for agent in agents for worker in agent.workers if not worker.is_leaving]
+        most = self.config.workers_per_tenant_max
+        if len(workers) + sum(len(agent.starting) for agent in agents) > most and not _retire_idle(workers):
+            raise Overloaded(f"The tenant {tenant!r} has {most} isolated workers, and all of them are busy.")
 
     def _ended(self, worker: WorkerProcess, reason: str, interrupted: int) -> None:
         self._workers.pop(worker.pid, None)
@@ -492,6 +495,15 @@ class ProcessPool:
     def _check_open(self) -> None:
         if not self._is_open:
             raise NotOpen("The pool of isolated workers is not open.")
+
+
+def _retire_idle(workers: Iterable[WorkerProcess]) -> bool:
+    """Retire the one that was idle longest; False when none is."""
+    idle = [worker for worker in workers if not (worker.running or worker.is_leaving)]
+    oldest = min(idle, key=lambda worker: worker.idle_since, default=None)
+    if oldest is not None:
+        oldest.retire()
+    return oldest is not None
 
 
 def _retrieve(task: "asyncio.Task[None]") -> None:

@@ -25,27 +25,28 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 ALLOWED = _names("""
-read write futex epoll_wait epoll_pwait recvfrom sendto clock_gettime mmap munmap mremap mprotect madvise brk close
+read write futex epoll_wait epoll_pwait clock_gettime mmap munmap mremap mprotect madvise brk close
 readv writev pread64 pwrite64 lseek fstat newfstatat stat lstat statx open openat getdents64 readlink readlinkat
 access faccessat faccessat2 getcwd chdir fchdir mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2
-ftruncate truncate fallocate fsync fdatasync flock umask fadvise64 sendfile copy_file_range statfs fstatfs utimensat
+ftruncate truncate fallocate fsync fdatasync umask fadvise64 sendfile copy_file_range statfs fstatfs utimensat
 fchmod chmod fchmodat mincore membarrier set_robust_list rseq sched_yield sched_getaffinity set_tid_address
 restart_syscall exit exit_group rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
-sigaltstack poll ppoll select pselect6 epoll_create1 epoll_ctl eventfd2 pipe pipe2 dup dup2 dup3 fcntl timerfd_create
-timerfd_settime timerfd_gettime sendmsg recvmsg shutdown getsockopt setsockopt getsockname getpeername getpid gettid
+sigaltstack poll ppoll select pselect6 epoll_create1 epoll_ctl eventfd2 pipe pipe2 dup dup2 dup3 timerfd_create
+timerfd_settime timerfd_gettime shutdown getsockopt getsockname getpeername getpid gettid
 getppid getuid geteuid getgid getegid getresuid getresgid getgroups getpgrp getpgid getsid getpriority uname sysinfo
 getrusage times getrlimit setrlimit arch_prctl getcpu time clock_getres clock_nanosleep nanosleep gettimeofday
-getitimer setitimer alarm timer_create timer_settime timer_gettime timer_delete getrandom
+getitimer setitimer alarm getrandom
 """)
 """Sockets that are open may be used; none can be opened. Lowering a limit of one's own harms nobody."""
 
 REFUSED = _names("""
-socket connect bind listen accept accept4 fork vfork execve execveat kill tkill rt_sigqueueinfo rt_tgsigqueueinfo
-memfd_create setpriority sched_setscheduler sched_setaffinity setsid setpgid setuid setgid setreuid setregid setresuid
-setresgid setgroups capset wait4 waitid inotify_init1 inotify_add_watch pidfd_open pidfd_send_signal mknodat symlinkat
-linkat chown fchownat sethostname mlock mlockall shmget msgget semget mq_open
+socket connect bind listen accept accept4 sendmsg recvmsg setsockopt fork vfork execve execveat kill tkill
+rt_sigqueueinfo rt_tgsigqueueinfo memfd_create setpriority sched_setscheduler sched_setaffinity setsid setpgid setuid
+setgid setreuid setregid setresuid setresgid setgroups capset wait4 waitid inotify_init1 inotify_add_watch pidfd_open
+pidfd_send_signal mknodat symlinkat linkat chown fchownat sethostname mlock mlockall shmget msgget semget mq_open
 """)
-"""`memfd_create` and shared memory would hold more than the limit of the address space sees."""
+"""What would hold more than the limit of the address space sees: `memfd_create`, shared memory, and `sendmsg`, with
+which descriptors wait in sockets where no limit counts them. `setsockopt` enlarges buffers and runs BPF programs."""
 
 FATAL = _names("""
 ptrace process_vm_readv process_vm_writev pidfd_getfd bpf keyctl add_key request_key mount umount2 pivot_root chroot
@@ -74,6 +75,9 @@ _THREAD = 0x0001_0900
 _CLONE_MASK = _THREAD | 0x7E02_0000 | 0x80  # every CLONE_NEW*: time's is 0x80
 _AF_UNIX = 1
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
+_MSG_OOB = 1
+# F_DUPFD to F_SETLKW, OFD locks, F_DUPFD_CLOEXEC, F_GETPIPE_SZ: no signals to owners, no leases, no larger pipes.
+_FCNTLS = (*range(8), 36, 37, 38, 1030, 1032)
 _IOCTLS = (0x5401, 0x5421, 0x5450, 0x5451)  # TCGETS (isatty), FIONBIO, FIONCLEX, FIOCLEX
 
 
@@ -91,6 +95,9 @@ def program(column: int, *, pid: int) -> list[Instruction]:
     code += _when("clone", column, _argument_is(0, (_THREAD,), EPERM, mask=_CLONE_MASK))
     code += _when("clone3", column, [(RETURN, 0, 0, ENOSYS)])  # its flags are behind a pointer; glibc falls back
     code += _when("prctl", column, _argument_is(0, (_PR_SET_NAME, _PR_GET_NAME), EPERM))
+    code += _when("fcntl", column, _argument_is(1, _FCNTLS, EPERM))
+    for name in ("sendto", "recvfrom"):  # urgent data on Unix sockets, which nobody uses, has led into the kernel
+        code += _when(name, column, _argument_is(3, (0,), EPERM, mask=_MSG_OOB))
     code += _when("ioctl", column, _argument_is(1, _IOCTLS, ENOTTY))
     code += _when("socketpair", column, _argument_is(0, (_AF_UNIX,), EPERM))
     code += _when("prlimit64", column, _argument_is(0, (0,), EPERM))

@@ -34,7 +34,6 @@ from headrace.errors import AgentInvalid, AgentUnhealthy, InvalidRequest
 _REPORT_S = 0.02
 _RECEIVE_BYTES = 1 << 18
 _THREAD_STACK_BYTES = 1 << 20
-_COUNT_MAX = 2**53
 # The host is trusted: this bound only keeps a bug from asking for all memory.
 _FRAME_BYTES_MAX = 1 << 30
 
@@ -120,7 +119,7 @@ def _short(text: str) -> str:
 
 def _counted(count: int) -> int:
     """A count that fits into a frame."""
-    return max(-_COUNT_MAX, min(_COUNT_MAX, count))
+    return max(-frames.COUNT_MAX, min(frames.COUNT_MAX, count))
 
 
 class MarkedSelector(selectors.DefaultSelector):
@@ -192,7 +191,7 @@ class Working:
 
     __slots__ = (
         "_bytes_left", "_dirty", "_event_bytes", "_events", "_text", "cpu_s", "dropped_bytes", "execution",
-        "is_cancelled", "number", "state", "task",
+        "is_begun", "is_cancelled", "number", "state", "task",
     )  # fmt: skip
 
     def __init__(
@@ -202,6 +201,8 @@ class Working:
         self.execution = execution
         self.cpu_s = 0.0
         self.dropped_bytes = 0
+        self.is_begun = False
+        """Whether its task has taken a step."""
         self.is_cancelled = False
         self.task: asyncio.Task[None]
         self._bytes_left = bytes_left
@@ -230,7 +231,7 @@ class Working:
         data = msgspec.json.encode(event)
         self._events.append(data)
         self._event_bytes += len(data)
-        while self._event_bytes > frames.EVENTS_BATCH_BYTES_MAX:
+        while self._event_bytes > frames.EVENTS_BATCH_BYTES_MAX or len(self._events) > frames.EVENTS_BATCH_MAX:
             lost = len(self._events.popleft())
             self._event_bytes -= lost
             self.dropped_bytes += lost
@@ -375,7 +376,8 @@ class Worker:
             self._begin(order)
         elif isinstance(order, Cancel) and (working := self._working.get(order.number)) is not None:
             working.is_cancelled = True
-            working.task.cancel()
+            if working.is_begun:  # a task that is cancelled before its first step never reports its end
+                working.task.cancel()
 
     def _begin(self, order: Execute) -> None:
         execution = Execution(
@@ -392,20 +394,12 @@ class Worker:
         self._working[order.number] = working
         context = contextvars.copy_context()
         context.run(_current.set, working)
-        work = self._in_loop if self._definition.is_async else self._in_thread
-        working.task = self._loop.create_task(self._work(work, working, order), context=context)
+        working.task = self._loop.create_task(self._work(working, order), context=context)
 
-    async def _work(
-        self,
-        work: Callable[[Working, Any, WorkerContext], Coroutine[Any, Any, Outcome]],
-        working: Working,
-        order: Execute,
-    ) -> None:
+    async def _work(self, working: Working, order: Execute) -> None:
+        working.is_begun = True
         try:
-            value = msgspec.json.decode(order.input_json)
-            if order.state_json is not None:
-                working.state = msgspec.json.decode(order.state_json, type=dict[str, Any])
-            outcome = await work(working, value, WorkerContext(working, self._clock, order.deadline))
+            outcome = await self._outcome(working, order)
         except asyncio.CancelledError:
             outcome = Outcome("cancelled", error="It cancelled itself.")
         except BaseException as error:  # noqa: BLE001 - foreign code: whatever it raises, sys.exit too, is its result
@@ -426,6 +420,15 @@ class Worker:
                 state_json,
             )
         )
+
+    async def _outcome(self, working: Working, order: Execute) -> Outcome:
+        if working.is_cancelled:
+            raise asyncio.CancelledError
+        value = msgspec.json.decode(order.input_json)
+        if order.state_json is not None:
+            working.state = msgspec.json.decode(order.state_json, type=dict[str, Any])
+        work = self._in_loop if self._definition.is_async else self._in_thread
+        return await work(working, value, WorkerContext(working, self._clock, order.deadline))
 
     def _with_state(self, working: Working, outcome: Outcome) -> tuple[Outcome, bytes | None]:
         """What the instance remembers from now on; a state that cannot be kept fails the execution."""
@@ -478,6 +481,9 @@ class Worker:
             self._loop.call_soon_threadsafe(self._loop.call_later, _REPORT_S, self._report)
 
     def _report(self) -> None:
+        if self._unsent:  # the host is behind; what it misses meanwhile is dropped, not kept
+            self._loop.call_later(_REPORT_S, self._report)
+            return
         self._is_report_due = False
         while self._unreported:
             working = self._unreported.pop()

@@ -56,10 +56,16 @@ def make_importable(package: str, path: list[str]) -> None:
 
 def _settle_in(boot: Any) -> tuple[int, int]:
     """Import, then give up everything; the size of the address space, and a descriptor of /proc."""
+    from headrace.agents.isolation.kernel import part
+
     importlib.import_module("headrace.agents.isolation.worker")
     for name in boot["preload"]:
         importlib.import_module(name)
     proc = os.open("/proc", os.O_PATH | os.O_CLOEXEC)
+    with part("out-of-memory score"):  # when memory runs out, workers go before their host
+        score = os.open("self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        os.write(score, b"1000")
+        os.close(score)
     move_in(boot["readable"])
     with open(os.open("self/statm", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)) as statm:  # noqa: PTH123 - no pathlib
         base_bytes = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")

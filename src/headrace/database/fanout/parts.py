@@ -8,13 +8,15 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from headrace.database.fanout.merge import Block
-from headrace.errors import DatabaseUnavailable, HeadraceError, ResultTooLarge
+from headrace.errors import DatabaseUnavailable, HeadraceError, ResultTooLarge, StatementFailed
 
 _AHEAD: Final = 2
 """Blocks of one shard that may wait here: one in work and one to go on with."""
+COLUMNS_CHANGED: Final = "42P10"
+"""SQLSTATE of an answer with other columns than expected: invalid_column_reference."""
 _CELL_BYTES: Final = 16
 """What a value counts that is neither text nor bytes."""
 
@@ -51,6 +53,15 @@ def weight(block: Block) -> int:
     return sum(len(value) if isinstance(value, str | bytes) else _CELL_BYTES for row in block for value in row)
 
 
+class How(NamedTuple):
+    """What a read may do when a shard does not answer."""
+
+    tolerant: bool = False
+    """Leave the shard out, and say so."""
+    repeatable: bool = False
+    """Ask once more: nothing in the statement acts."""
+
+
 Opening = Callable[[], AbstractAsyncContextManager[Any]]
 """Asks a shard: a context whose value is an iterator of blocks."""
 
@@ -65,7 +76,20 @@ class Part:
         self._blocks: asyncio.Queue[Block | None] = asyncio.Queue(_AHEAD)
 
     async def next(self) -> Block | None:
-        """See `merge.Blocks`; raises the first error of any part."""
+        """See `merge.Blocks`; raises the first error of any part, and of columns that are not as expected."""
+        block = await self._next()
+        if block is not None and self._parts.columns is not None:
+            self._parts.columns = self._parts.columns or block[0].columns
+            if block[0].columns != self._parts.columns:
+                raise StatementFailed(
+                    f"{self.shard} answered with the columns {', '.join(block[0].columns)}, not with"
+                    f" {', '.join(self._parts.columns)}: its tables were changed.",
+                    sqlstate=COLUMNS_CHANGED,
+                    fix="Repeat it. If it fails again, the tables of the shards differ.",
+                )
+        return block
+
+    async def _next(self) -> Block | None:
         if self._blocks.empty():
             getting = asyncio.get_running_loop().create_task(self._blocks.get())
             waited: set[asyncio.Future[Any]] = {getting, self._parts.failure}
@@ -81,7 +105,7 @@ class Part:
 
     async def read(self) -> None:
         """Read everything; what cannot be read ends all parts."""
-        delivered = False
+        delivered = not self._parts.how.repeatable
         for attempt in (1, 2):
             try:
                 async with self._opening() as blocks:
@@ -90,10 +114,11 @@ class Part:
                         await self._blocks.put(block)
                 break
             except DatabaseUnavailable as error:
-                # As with every read: once more on another connection, as long as nobody has seen a row of it.
+                # As with every read that does nothing else: once more on another connection, as long as nobody has
+                # seen a row of it.
                 if attempt == 1 and not delivered:
                     continue
-                if not self._parts.tolerant:
+                if not self._parts.how.tolerant:
                     raise
                 self._parts.missing[self.shard] = error.message
                 break
@@ -103,8 +128,10 @@ class Part:
 class Parts:
     """The readers of all shards; use it as a context."""
 
-    def __init__(self, openings: Mapping[str, Opening], *, tolerant: bool = False) -> None:
-        self.tolerant = tolerant
+    def __init__(self, openings: Mapping[str, Opening], how: How, *, columns: tuple[str, ...] | None = None) -> None:
+        """With `columns`, all answers must have these; `()`: those of the first."""
+        self.how = how
+        self.columns = columns
         self.missing: dict[str, str] = {}
         """Why each shard did not answer; only if tolerant."""
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()

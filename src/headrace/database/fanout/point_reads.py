@@ -19,7 +19,7 @@ from sqlglot import exp
 
 from headrace.database.config import Reference, Sharded
 from headrace.database.planning.scope import Catalog
-from headrace.database.planning.statement import Kind, Statement, read_statement, with_parameters
+from headrace.database.planning.statement import Kind, Statement, read_statement, unended, with_parameters
 from headrace.database.postgres.batch import Batch
 from headrace.database.postgres.nodes import Node
 from headrace.database.postgres.pipeline import Params
@@ -78,7 +78,7 @@ def gathered(sql: str, types: Sequence[str]) -> str:
     """The statement for arrays of its parameters, of these types: its rows, with the number of their caller before."""
     arrays = ", ".join(f"${number}::{name}[]" for number, name in enumerate(types, 1))
     names = ", ".join(f"headrace_{number}" for number in range(1, len(types) + 1))
-    text = with_parameters(sql.rstrip().rstrip(";"), lambda number: f"headrace_keys.headrace_{number}")
+    text = with_parameters(unended(sql), lambda number: f"headrace_keys.headrace_{number}")
     return (
         f"SELECT headrace_keys.headrace_call, headrace_rows.* FROM unnest({arrays}) WITH ORDINALITY"  # noqa: S608 - the caller's own
         f" AS headrace_keys({names}, headrace_call) CROSS JOIN LATERAL (\n{text}\n) AS headrace_rows"

@@ -1,26 +1,31 @@
 """Carries out what `route` planned for reading: asks shards, puts their answers together. A thin shell."""
 
+import asyncio
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import datetime, time
 from typing import Any, Final, NamedTuple
 
 from headrace.database.config import DatabaseConfig
 from headrace.database.fanout.merge import Block, Rank, concatenated, is_comparable, merged, ranked, sliced, sort_key
-from headrace.database.fanout.parts import Bounds, Opening, Parts
+from headrace.database.fanout.parts import Bounds, How, Opening, Parts
 from headrace.database.planning.aggregation import Combination
 from headrace.database.planning.gather import Gathering, Pull
 from headrace.database.planning.key_terms import Constant, Term
 from headrace.database.planning.route import AnyShard, Gather, OneShard, Shards
-from headrace.database.planning.scatter import OrderKey, Rows
+from headrace.database.planning.scatter import OrderKey, Rows, text_name
+from headrace.database.planning.statement import unended
 from headrace.database.postgres.nodes import Node
 from headrace.database.postgres.rows import Row, row_of
 from headrace.database.postgres.transaction import Pieces, Transaction
-from headrace.errors import DatabaseUnavailable, StatementRefused
+from headrace.errors import CallerError, DatabaseUnavailable, Overloaded, StatementRefused
 
 ReadPlan = OneShard | AnyShard | Shards | Gather
 
 _BLANK_PADDED: Final = 1042
+_INTEGER_BITS: Final = (16, 32, 64)
 _TYPES = """
 SELECT t.oid::bigint, format_type(t.oid, -1), t.typcollation <> 0, t.typtype = 'p'
 FROM pg_type AS t WHERE t.oid = ANY($1::oid[])"""
@@ -63,39 +68,36 @@ class Reader:
     def __init__(self, nodes: Mapping[str, Node], config: DatabaseConfig) -> None:
         self._nodes = nodes
         self._config = config
-        self._shapes: OrderedDict[str, _Shape] = OrderedDict()
+        self._shapes: OrderedDict[tuple[str, Hashable], _Shape] = OrderedDict()
         self._byte_order: bool | None = None
+        self._turns = asyncio.Semaphore(max(1, config.connections_max - 1))
 
     def forget(self) -> None:
         """The tables may have changed."""
         self._shapes.clear()
 
     @asynccontextmanager
-    async def read(
-        self, plan: ReadPlan, sql: str, params: Sequence[Any], *, tolerant: bool = False
-    ) -> AsyncIterator[Answer]:
+    async def read(self, plan: ReadPlan, sql: str, params: Sequence[Any], how: How) -> AsyncIterator[Answer]:
         """The rows of a planned SELECT."""
         if isinstance(plan, Gather):
             reading = self._gathered(plan.gathering, plan.shards, params)
         elif isinstance(plan, Shards):
             if isinstance(plan.division, Combination):
-                reading = self._combination(plan.division, plan.shards, sql, params, tolerant=tolerant)
+                reading = self._combination(plan.division, plan.shards, sql, params, how)
             elif isinstance(plan.division, Rows):
-                reading = self._rows(plan.division, plan.shards, sql, params, tolerant=tolerant)
+                reading = self._rows(plan.division, plan.shards, sql, params, how)
             else:
                 raise StatementRefused(f"It spans several shards: {plan.division.reason}.")
         else:
             shard = plan.shard if isinstance(plan, OneShard) else self._available(plan.shards).name
-            reading = self.each((shard,), sql, params, tolerant=tolerant)
+            reading = self.each((shard,), sql, params, how)
         async with reading as answer:
             yield answer
 
     @asynccontextmanager
-    async def each(
-        self, shards: Sequence[str], sql: str, params: Sequence[Any], *, tolerant: bool = False
-    ) -> AsyncIterator[Answer]:
+    async def each(self, shards: Sequence[str], sql: str, params: Sequence[Any], how: How) -> AsyncIterator[Answer]:
         """The rows of a statement on each of the shards, one after the other, just as they answer."""
-        async with Parts(self._openings(shards, sql, params), tolerant=tolerant) as parts:
+        async with Parts(self._openings(shards, sql, params), how) as parts:
             yield Answer(concatenated(parts.parts), parts.missing)
 
     def _available(self, shards: Sequence[str]) -> Node:
@@ -111,42 +113,65 @@ class Reader:
 
     @asynccontextmanager
     async def _rows(
-        self, rows: Rows, shards: Sequence[str], sql: str, params: Sequence[Any], *, tolerant: bool
+        self, rows: Rows, shards: Sequence[str], sql: str, params: Sequence[Any], how: How
     ) -> AsyncIterator[Answer]:
         limit, offset = _number(rows.limit, params), _number(rows.offset, params) or 0
         if not rows.order and rows.limit is None and rows.offset is None:
-            async with self.each(shards, sql, params, tolerant=tolerant) as answer:
-                yield answer
+            async with Parts(self._openings(shards, sql, params), how, columns=()) as parts:
+                yield Answer(concatenated(parts.parts), parts.missing)
             return
         coordinator = self._available(shards)
         shape = await self._shape_of_rows(rows, coordinator, sql, params)
         asked, hidden = rows.query, rows.hidden
         if not shape.comparable and rows.in_text is not None:
             asked, hidden = rows.in_text, rows.hidden + len(rows.order)
-        own = asked.pick(params)
-        async with Parts(self._openings(shards, asked.sql, own), tolerant=tolerant) as parts:
+        own, columns = asked.pick(params), tuple(column.name for column in shape.columns)
+        if not shape.comparable:
+            columns += tuple(text_name(number) for number in range(len(rows.order)))
+        async with AsyncExitStack() as stack:
+            if not shape.comparable:
+                await stack.enter_async_context(self._turn())
+            openings = self._openings(shards, asked.sql, own)
+            parts = await stack.enter_async_context(Parts(openings, how, columns=columns))
             if not rows.order:
                 blocks = concatenated(parts.parts)
             elif shape.comparable:
                 blocks = merged(parts.parts, sort_key(rows.order), block_rows=self._config.block_rows)
             else:
                 blocks = ranked(parts.parts, self._rank(coordinator, rows, shape))
-            make = row_of(shape.names)
             blocks = sliced(blocks, limit=limit, offset=offset)
-            yield Answer(_stripped(blocks, make, hidden), parts.missing)
+            yield Answer(_stripped(blocks, row_of(shape.names), hidden), parts.missing)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """A stream holds a connection to each shard while it asks for ranks on one more: leave one for that."""
+        try:
+            async with asyncio.timeout(self._config.acquire_timeout_s):
+                await self._turns.acquire()
+        except TimeoutError as error:
+            raise Overloaded(
+                "Too many results are being sorted as only Postgres can.",
+                fix='Read fewer at once, sort in COLLATE "C", or raise database.connections_max.',
+            ) from error
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     async def _shape_of_rows(self, rows: Rows, node: Node, sql: str, params: Sequence[Any]) -> _Shape:
-        shape = self._shapes.get(sql)
+        known = sql, signature(params)
+        shape = self._shapes.get(known)
         if shape is None:
-            names = tuple(name for name, _ in await node.describe(sql, params))
+            names = tuple(name for name, _ in await node.describe(unended(sql), params))
             columns = await self._columns(node, rows.query.sql, rows.query.pick(params))
             keys = [columns[key.position] for key in rows.order]
             comparable = all(is_comparable(column.oid, column.collation) for column in keys)
             if not comparable and rows.in_text is None:
                 raise StatementRefused(
-                    "ORDER BY sorts by a column of * whose order only Postgres knows.", fix="Name the columns."
+                    "ORDER BY sorts by a column whose order only Postgres knows, behind a * or in a SELECT DISTINCT.",
+                    fix="Name the columns, or put the DISTINCT into a subquery.",
                 )
-            shape = self._keep(sql, _Shape(names, columns, rows.query.sql, comparable))
+            shape = self._keep(known, _Shape(names, columns, rows.query.sql, comparable))
         return shape
 
     def _rank(self, node: Node, rows: Rows, shape: _Shape) -> Rank:
@@ -170,42 +195,43 @@ class Reader:
 
     @asynccontextmanager
     async def _combination(
-        self, combination: Combination, shards: Sequence[str], sql: str, params: Sequence[Any], *, tolerant: bool
+        self, combination: Combination, shards: Sequence[str], sql: str, params: Sequence[Any], how: How
     ) -> AsyncIterator[Answer]:
         coordinator = self._available(shards)
         shape = await self._shape_of_combination(combination, coordinator, sql, params)
         bounds = Bounds(self._config.result_rows_max, self._config.result_bytes_max)
         partials: list[list[Any]] = [[] for _ in shape.columns]
         asked = _in_text(combination.partial.sql, shape.columns)
-        async with Parts(self._openings(shards, asked, combination.partial.pick(params)), tolerant=tolerant) as parts:
+        async with Parts(self._openings(shards, asked, combination.partial.pick(params)), how) as parts:
             async for block in concatenated(parts.parts):
                 bounds.count_block(block)
                 for column, values in zip(partials, zip(*block, strict=True), strict=True):
                     column += values
             missing = parts.missing
-        if tolerant and coordinator.name in missing:
+        if how.tolerant and coordinator.name in missing:
             coordinator = self._available([name for name in shards if name not in missing] or shards)
         final = (*combination.final.pick(params), *partials)
-        async with Parts(self._openings((coordinator.name,), shape.sql, final)) as parts:
+        async with Parts(self._openings((coordinator.name,), shape.sql, final), how) as parts:
             yield Answer(_stripped(concatenated(parts.parts), row_of(shape.names), 0), missing)
 
     async def _shape_of_combination(
         self, combination: Combination, node: Node, sql: str, params: Sequence[Any]
     ) -> _Shape:
-        shape = self._shapes.get(sql)
+        known = sql, signature(params)
+        shape = self._shapes.get(known)
         if shape is None:
-            names = tuple(name for name, _ in await node.describe(sql, params))
+            names = tuple(name for name, _ in await node.describe(unended(sql), params))
             columns = await self._columns(node, combination.partial.sql, combination.partial.pick(params))
             combined = combination.combined(
                 [column.type_name for column in columns], [column.collation for column in columns]
             )
-            shape = self._keep(sql, _Shape(names, columns, combined))
+            shape = self._keep(known, _Shape(names, columns, combined))
         return shape
 
     # what a shard says of types
 
-    def _keep(self, sql: str, shape: _Shape) -> _Shape:
-        self._shapes[sql] = shape
+    def _keep(self, known: tuple[str, Hashable], shape: _Shape) -> _Shape:
+        self._shapes[known] = shape
         if len(self._shapes) > self._config.statements_max:
             self._shapes.popitem(last=False)
         return shape
@@ -328,7 +354,22 @@ def _number(term: Term | None, params: Sequence[Any]) -> int | None:
     value = term.value if isinstance(term, Constant) else params[term.index]
     if value is None:
         return None
-    return int(value)
+    if type(value) is not int or value < 0:
+        raise CallerError(f"LIMIT or OFFSET is {value!r}.", fix="Give a whole number that is not negative.")
+    return value
+
+
+def signature(values: Sequence[Any]) -> Hashable:
+    """What the server's types of parameters depend on, and with them those of the columns."""
+    return tuple(map(_kind, values))
+
+
+def _kind(value: Any) -> Hashable:
+    if type(value) is int:  # smallint, integer, bigint or numeric, by its size
+        return bisect_right(_INTEGER_BITS, (value if value >= 0 else ~value).bit_length())
+    if isinstance(value, list | tuple):
+        return list, frozenset(map(_kind, value))
+    return type(value), isinstance(value, datetime | time) and value.tzinfo is not None
 
 
 def unavailable(missing: Mapping[str, str]) -> DatabaseUnavailable:

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from headrace.database.catalog import check_collations, declared, read_catalog
+from headrace.database.catalog import check_collations, declared, read_aggregates, read_catalog
 from headrace.database.config import DatabaseConfig
 from headrace.database.fanout.merge import Block
-from headrace.database.fanout.parts import Bounds
+from headrace.database.fanout.parts import COLUMNS_CHANGED, Bounds, How
 from headrace.database.fanout.reading import Answer, Reader
 from headrace.database.fanout.writing import Task, Written, write_all
 from headrace.database.planning.route import (
@@ -28,7 +28,7 @@ from headrace.database.postgres.nodes import Node
 from headrace.database.postgres.rows import Partial, Row
 from headrace.errors import DatabaseUnavailable, StatementFailed, StatementRefused
 
-_CHANGED = frozenset({"42P01", "42703", "42804", "42883", "42P08", "22P02"})
+_CHANGED = frozenset({"42P01", "42703", "42804", "42883", "42P08", "22P02", "22003", COLUMNS_CHANGED})
 """SQLSTATEs after which the tables are looked at again: a table, a column or a type is not what it was."""
 
 
@@ -61,7 +61,12 @@ class Spread:
             raise DatabaseUnavailable(f"None of the shards {', '.join(self._shards)} can be reached.")
         await check_collations([self._nodes[name] for name in self._shards if self._nodes[name].available])
         catalog = await read_catalog(node, self._config.tables)
-        self._router = Router(self._shards, catalog, statements_max=self._config.statements_max)
+        self._router = Router(
+            self._shards,
+            catalog,
+            statements_max=self._config.statements_max,
+            aggregates=await read_aggregates(node),
+        )
         if self._is_strange(sql):
             self._router.forget(sql)
 
@@ -119,6 +124,11 @@ class Spread:
     ) -> list[Row] | Partial:
         """See `Database.fetch_everywhere`."""
         plan: Plan | None = None
+        statement = self._router.statement(sql)
+        if statement.writes and statement.kind is not Kind.OTHER:
+            raise StatementRefused(
+                "fetch_everywhere reads, and the statement writes.", fix="Use fetch(..., everywhere=True)."
+            )
         if self.only is None:
             await self._learn_quietly(sql)
             statement = self._router.statement(sql)
@@ -127,9 +137,12 @@ class Spread:
         if plan is not None:
             answer = await self._collected(readable(plan), sql, params, tolerant=partial)
         else:
-            async with self._reader.each(self._shards, sql, params, tolerant=partial) as found:
+            async with self._reader.each(self._shards, sql, params, self._how(sql, tolerant=partial)) as found:
                 answer = await self._bounded(found)
         return answer if partial else answer.rows
+
+    def _how(self, sql: str, *, tolerant: bool = False) -> How:
+        return How(tolerant, self._router.statement(sql).read_only)
 
     async def _learn_quietly(self, sql: str) -> None:
         if not self._router.knows(sql):
@@ -139,14 +152,14 @@ class Spread:
     async def stream(self, plan: Plan, sql: str, params: Sequence[Any]) -> AsyncIterator[AsyncIterator[Row]]:
         """The rows of a SELECT as they are read."""
         with self._watched():
-            async with self._reader.read(readable(plan), sql, params) as answer:
+            async with self._reader.read(readable(plan), sql, params, self._how(sql)) as answer:
                 yield each_row(answer.blocks)
 
     async def _collected(
         self, plan: OneShard | AnyShard | Shards | Gather, sql: str, params: Sequence[Any], *, tolerant: bool
     ) -> Partial:
         with self._watched():
-            async with self._reader.read(plan, sql, params, tolerant=tolerant) as answer:
+            async with self._reader.read(plan, sql, params, self._how(sql, tolerant=tolerant)) as answer:
                 return await self._bounded(answer)
 
     async def _bounded(self, answer: Answer) -> Partial:

@@ -65,11 +65,11 @@ def read_statement(sql: str) -> exp.Expr:
         raise CallerError(f"The statement cannot be read: {reason}", fix="Leave it out of the workload.") from error
 
 
-def uses_of(sql: str, schema: Schema) -> Uses:
-    """What a statement does with each of its tables."""
+def uses_of(sql: str, schema: Schema, *, varies: bool = False) -> Uses:
+    """What a statement does with each of its tables; `varies` says that its literals are others in other calls."""
     tree = read_statement(sql)
     found: dict[str, TableUse] = {}
-    has_parameters = tree.find(exp.Parameter) is not None
+    has_parameters = tree.find(exp.Parameter) is not None and not varies
     try:
         scopes = traverse_scope(_as_select(tree))
     except SqlglotError as error:

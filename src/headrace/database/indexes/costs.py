@@ -66,7 +66,9 @@ async def prepared(node: Node, query: Query, schema: Schema) -> Prepared | str:
     """The statement with its tables and parameters; or why it can not be weighed."""
     try:
         if query.samples:
-            return Prepared(query, uses_of(query.samples[0].sql, schema), query.samples, guessed=False)
+            texts = {each.sql for each in query.samples}
+            uses = uses_of(query.samples[0].sql, schema, varies=len(texts) > 1)
+            return Prepared(query, uses, query.samples, guessed=False)
         text = repaired(query.text)
         uses = uses_of(text, schema)
         count = parameters(text)

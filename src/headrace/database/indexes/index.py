@@ -127,7 +127,10 @@ class StandingIndex:
     constraint: str | None = None
     """The primary key, unique or exclusion constraint that it carries out, or foreign key that refers to it."""
     identity: bool = False
-    """Rows are known by it in logical replication, or it orders the table (CLUSTER)."""
+    """Rows are known by it in logical replication, it orders the table (CLUSTER), or it is a partition's part of an
+    index of the whole."""
+    refers: str | None = None
+    """The foreign key whose columns it begins with: who deletes what rows refer to looks for them by it."""
     valid: bool = True
     scans: int = 0
     """Since the statistics began."""
@@ -140,6 +143,13 @@ class StandingIndex:
         if self.method != "btree" or not self.valid:
             return None
         return Index(self.table, self.key, self.include, self.where)
+
+
+def bare_name(path: str) -> str:
+    """The name at the end of what SQL writes, as plans show it: without schema and quotes."""
+    found = _SCHEMA.match(path)
+    name = path[found.end() :] if found else path
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Where a workload comes from: what pg_stat_statements tells of a shard, or what this process sees itself."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,6 +12,8 @@ from headrace.database.postgres.nodes import Node
 from headrace.errors import CallerError
 
 _TEXT_CHARACTERS_MAX: Final = 20_000
+_VALUE_MAX: Final = 1000
+"""Characters, bytes or items of one parameter of a call that is remembered: it stays in memory for long."""
 
 _STATISTICS: Final = """
 SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
@@ -97,14 +99,16 @@ class StatementHistogram:
                 self.forgotten += 1
         else:
             self._entries.move_to_end(text)
+        self._began = began if self._began is None else self._began
+        self._ended = ended
         entry.calls += self._every
         entry.total_s += (ended - began) * self._every
+        if any(len(value) > _VALUE_MAX for value in params if isinstance(value, Sized)):
+            return  # counted, and not remembered
         if len(entry.samples) < SAMPLES_MAX:
             entry.samples.append(Sample(sql, tuple(params)))
         else:
             entry.samples[entry.calls // self._every % SAMPLES_MAX] = Sample(sql, tuple(params))
-        self._began = began if self._began is None else self._began
-        self._ended = ended
 
     def workload(self) -> Workload:
         """What was seen so far."""

@@ -1,7 +1,7 @@
 """Which of the indexes that are there could go: copies, beginnings of others, and those that nobody reads. Pure.
 
 Never one that enforces something: unique indexes, those of constraints, and those by which rows are known in logical
-replication stay, whatever the statistics say.
+replication stay, whatever the statistics say. Nor one that a foreign key needs, seldom as it may be, for being unused.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +76,12 @@ def _unused(copies: Copies, unused_after_s: float) -> tuple[str, bool, tuple[str
         f"0 scans on {', '.join(shard for shard, _ in copies)} in {age_s / 86_400:.1f} days of statistics",
         "scans on replicas are not counted",
     )
+    if refers := next((each.refers for _, each in copies if each.refers), None):
+        return (
+            f"never read, but deleting what {refers} refers to would read the whole table without it",
+            False,
+            evidence,
+        )
     if age_s < unused_after_s:
         reason = f"never read, but the statistics are younger than {unused_after_s / 86_400:.0f} days"
         return reason, False, evidence

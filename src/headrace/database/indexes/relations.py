@@ -34,7 +34,9 @@ _INDEXES: Final = """
 SELECT i.indexrelid::regclass::text AS name, i.indrelid::regclass::text AS table,
     pg_get_indexdef(i.indexrelid) AS definition, m.amname AS method, i.indisunique AS unique,
     (SELECT string_agg(k.conname, ', ') FROM pg_constraint k WHERE k.conindid = i.indexrelid) AS constraint,
-    (i.indisreplident OR i.indisclustered) AS identity, i.indisvalid AS valid,
+    (i.indisreplident OR i.indisclustered OR c.relispartition) AS identity,
+    (SELECT string_agg(k.conname, ', ') FROM pg_constraint k WHERE k.contype = 'f' AND k.conrelid = i.indrelid
+        AND (i.indkey::int2[])[0:cardinality(k.conkey) - 1] @> k.conkey) AS refers, i.indisvalid AS valid,
     pg_get_expr(i.indpred, i.indrelid, true) AS where, coalesce(s.idx_scan, 0) AS scans,
     pg_relation_size(i.indexrelid) AS bytes,
     (SELECT array_agg(pg_get_indexdef(i.indexrelid, n, true)
@@ -117,6 +119,7 @@ def _standing(values: Mapping[str, Any], age_s: float | None) -> StandingIndex:
         unique=values["unique"],
         constraint=values["constraint"],
         identity=values["identity"],
+        refers=values["refers"],
         valid=values["valid"],
         scans=values["scans"],
         size_bytes=values["bytes"],

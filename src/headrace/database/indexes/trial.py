@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from headrace.database.indexes.advice import IndexAdvice, IndexChange, State, Verdict
 from headrace.database.indexes.building import Builder, Hold, Progress
 from headrace.database.indexes.costs import Prepared
+from headrace.database.indexes.index import bare_name
 from headrace.database.indexes.journal import begin, make_journal, note
 from headrace.database.indexes.measuring import Judgement, Measurement, fastest, judge, measure
 from headrace.database.postgres.nodes import Node
@@ -78,8 +79,7 @@ class Trial:
         return replace(earlier, state=state, reason=why)
 
     async def _judged(self, before: Measurement) -> tuple[Measurement, Judgement]:
-        # Plans name an index without its schema.
-        name = self.advice.name.rpartition(".")[2].strip('"')
+        name = bare_name(self.advice.name)
         creates = self.advice.verdict is Verdict.CREATE
         after = await self._measure("after")
         judgement = judge(before, after, self.calls, name, creates=creates)

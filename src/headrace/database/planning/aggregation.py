@@ -73,6 +73,11 @@ class _Unsupported(Exception):
     """A way out of a recursion, never seen outside."""
 
 
+def partial_column(place: int) -> exp.Column:
+    """A column of the partial results. By its table's name, too: ORDER BY would take `c0` for an output called so."""
+    return exp.column(f"c{place}", table=PARTIALS)
+
+
 class Partials:
     """The columns of the partial results, each distinct expression once."""
 
@@ -93,14 +98,14 @@ class Partials:
 
     def column(self, node: exp.Expr, *, grouped: bool = False) -> exp.Expr:
         """The same as an expression over the partial results."""
-        return exp.column(f"c{self.place(node, grouped=grouped)}")
+        return partial_column(self.place(node, grouped=grouped))
 
 
 def combination(tree: exp.Select) -> Combination | Undivided:
     """How a SELECT with aggregates is divided."""
     group = tree.args.get("group")
     if group is not None and has_grouping_sets(group):
-        return Undivided("GROUPING SETS, ROLLUP and CUBE group rows of several shards")
+        return Undivided("GROUPING SETS, ROLLUP, CUBE and () group rows of several shards")
     if any(True for clause in clauses(tree) for _ in nested_queries(clause)):
         return Undivided("a subquery stands beside aggregates over several shards")
     if any(
@@ -118,20 +123,18 @@ def combination(tree: exp.Select) -> Combination | Undivided:
         final = _final(tree, rewriter)
     except _Unsupported as unsupported:
         return Undivided(str(unsupported))
+    if not partials.items:
+        return Undivided("it groups rows of several shards and looks at none of their columns")
     partial = tree.copy()
     for name in ("having", "order", "limit", "offset", "distinct", "group", "windows"):
         partial.set(name, None)
-    partial.set(
-        "expressions", [exp.alias_(node, f"c{n}") for n, node in enumerate(partials.items)] or [exp.Literal.number(1)]
-    )
+    partial.set("expressions", [exp.alias_(node, f"c{n}") for n, node in enumerate(partials.items)])
     # By position: an expression with a parameter in it would not be recognised as the one that is selected.
     grouping = [exp.Literal.number(place + 1) for place in partials.grouped]
     partial.set("group", exp.Group(expressions=grouping) if grouping else None)
     groups_of_final = (*own_groups, *rewriter.dependent)
     if groups_of_final:
-        final.set(
-            "group", exp.Group(expressions=[exp.column(f"c{place}") for place in dict.fromkeys(groups_of_final)])
-        )
+        final.set("group", exp.Group(expressions=[partial_column(place) for place in dict.fromkeys(groups_of_final)]))
     return Combination(render(partial), len(partials.items), tuple(dict.fromkeys(groups_of_final)), render(final))
 
 
@@ -198,13 +201,13 @@ class _Rewriter:
     def rewrite(self, node: exp.Expr) -> exp.Expr:
         place = self._groups.get(canonical(node))
         if place is not None:
-            return exp.column(f"c{place}")
+            return partial_column(place)
         if isinstance(node, exp.Filter) or is_aggregate(node):
             return self._aggregate(node)
         if isinstance(node, exp.Column):
             place = self._partials.place(node, grouped=True)
             self.dependent.append(place)
-            return exp.column(f"c{place}")
+            return partial_column(place)
         copy = node.copy()
         inner = copy.this if isinstance(copy, exp.Window) else None
         for name, value in node.args.items():

@@ -34,6 +34,8 @@ def _strong_name(node: exp.Expr) -> str | None:
             return folded(node.this)
         case exp.Cast():
             return _strong_name(node.this) or _type_name(node)
+        case exp.Dot():
+            return _strong_name(node.expression)
         case exp.AtTimeZone():
             return "timezone"
         case exp.Case():

@@ -75,6 +75,9 @@ def gathering(statement: Statement, reason: str) -> Gathering:
         for table in final.find_all(exp.Table):
             if table.meta.get(USE) in marks:
                 _replace(table, name)
+    for column in final.find_all(exp.Column):
+        if column.args.get("db"):  # schema.table.column, whose table is no longer in that schema
+            column.set("db", None)
     return Gathering(tuple(pulls), render(final), reason)
 
 
@@ -94,6 +97,8 @@ def _columns(statement: Statement) -> dict[int, set[str]] | None:
     """The columns that the statement uses, by table node; None: all, because some cannot be told."""
     tree = statement.tree
     if any(True for star in tree.find_all(exp.Star) if not isinstance(star.parent, exp.Count)):
+        return None
+    if any(alias.args.get("columns") for alias in tree.find_all(exp.TableAlias)):
         return None
     used: dict[int, set[str]] = {}
     outputs = {item.alias for select in tree.find_all(exp.Select) for item in select.expressions}

@@ -1,10 +1,12 @@
 """What a statement says about a shard key: a constant, a parameter, each element of an array parameter. Pure."""
 
 import datetime
+import re
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -95,9 +97,58 @@ COERCIONS: Final[dict[str, Coercion]] = {
 of `'5'` as text is not the hash of 5, so a key must be hashed as what its column holds, however it was written."""
 
 
+_MODIFIERS = re.compile(r"\(([-\d, ]+)\)")
+
+
+def _base(type_name: str) -> str:
+    return _MODIFIERS.sub("", type_name)
+
+
+def hashes_alike(one: str, other: str) -> bool:
+    """Whether equal values of two column types have one hash."""
+    return COERCIONS.get(_base(one)) is COERCIONS.get(_base(other))
+
+
+@lru_cache(maxsize=256)
 def coercion(type_name: str) -> Coercion:
-    """How values become keys of this column type; other types are left as they are, for `hash_key` to judge."""
-    return COERCIONS.get(type_name, _as_given)
+    """How values become keys of this column type; other types are left as they are, for `hash_key` to judge.
+
+    UNSET too for what the column would round or cut, as numeric(10, 2) does with 1.005: stored, it is another key.
+    """
+    base = _base(type_name)
+    plain, keeps = COERCIONS.get(base, _as_given), _KEEPS.get(base)
+    found = _MODIFIERS.search(type_name)
+    if found is None or keeps is None:
+        return plain
+    numbers = [int(number) for number in found[1].split(",")]
+
+    def coerce(value: Any) -> Any:
+        key = plain(value)
+        return key if key is msgspec.UNSET or keeps(key, numbers[-1]) else msgspec.UNSET
+
+    return coerce
+
+
+def _keeps_digits(key: Decimal, scale: int) -> bool:
+    _, digits, exponent = key.as_tuple()
+    if not isinstance(exponent, int):
+        return True
+    text = "".join(map(str, digits))
+    kept = exponent + len(text) - len(text.rstrip("0")) >= -scale or not key
+    return bool(kept)
+
+
+def _keeps_fraction(key: datetime.datetime, digits: int) -> bool:
+    return bool(key.microsecond % 10 ** (6 - digits) == 0)
+
+
+_KEEPS: Final[dict[str, Callable[[Any, int], bool]]] = {
+    "character varying": lambda key, length: len(key) <= length,
+    "numeric": _keeps_digits,
+    "timestamp without time zone": _keeps_fraction,
+    "timestamp with time zone": _keeps_fraction,
+}
+"""Whether a column with the last of its modifiers keeps a value as it is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,11 @@ wrong rows, so whatever is not understood counts as unknown: more shards are ask
 
 from sqlglot import exp
 
+from headrace.database.planning.beads import Beads, Reach
 from headrace.database.planning.conditions import comparison, term_of
-from headrace.database.planning.key_terms import Term
-from headrace.database.planning.scope import Catalog, Scope, Source, TableFacts, Use
+from headrace.database.planning.insert_columns import key_position, left_to_shards
+from headrace.database.planning.key_terms import Term, hashes_alike
+from headrace.database.planning.scope import Catalog, Scope, Source, Use
 from headrace.database.planning.select_shape import (
     FOUND,
     KEY,
@@ -35,6 +37,9 @@ from headrace.database.planning.select_shape import (
     windows_are_local,
 )
 
+_End = tuple[str, Source, int]
+"""One side of an equality of keys: the name of a source, the source, the use whose key it is."""
+
 
 class Locality:
     """The uses of a statement and how they hang together; `reason` says why shards cannot answer each for itself."""
@@ -42,16 +47,15 @@ class Locality:
     def __init__(self, tree: exp.Expr, catalog: Catalog) -> None:
         self.uses: list[Use] = []
         self.reason: str | None = None
-        self.set_key: Term | None = None
-        self.sets_key = False
+        self.set_keys: list[tuple[Use, Term | None]] = []
+        self.defaults: tuple[str, ...] = ()
         self.insert_rows: list[Term | None] | None = None
         self._catalog = catalog
-        self._strings: list[int] = []
-        self._nails: dict[int, tuple[Term, ...]] = {}
-        self._flows: set[tuple[int, int]] = set()
-        self._open: set[int] = set()
+        self._beads = Beads()
         self._visit(tree, None)
-        self._spread_nails()
+        self._beads.settle()
+        for index, use in enumerate(self.uses):
+            use.terms = self._beads.nails.get(index)
 
     @property
     def sharded(self) -> list[Use]:
@@ -62,36 +66,15 @@ class Locality:
     def strings(self) -> int:
         """How many strings the uses of sharded tables hang on."""
         spread = (index for index, use in enumerate(self.uses) if use.facts is not None and use.facts.key is not None)
-        return len({self._string(index) for index in spread})
+        return len({self._beads.string(index) for index in spread})
 
     def _refuse(self, reason: str) -> None:
         self.reason = self.reason or reason
 
-    # beads, strings, nails
-
-    def _string(self, index: int) -> int:
-        while self._strings[index] != index:
-            index = self._strings[index]
-        return index
-
-    def _tie(self, one: int, other: int) -> None:
-        self._strings[self._string(one)] = self._string(other)
-
-    def _nail(self, index: int, terms: tuple[Term, ...]) -> None:
-        known = self._nails.get(index)
-        if known is None or len(terms) < len(known):
-            self._nails[index] = terms
-
-    def _spread_nails(self) -> None:
-        changed = True
-        while changed:
-            changed = False
-            for source, target in self._flows:
-                if source in self._nails and target not in self._nails:
-                    self._nails[target] = self._nails[source]
-                    changed = True
-        for index, use in enumerate(self.uses):
-            use.terms = self._nails.get(index)
+    def _alike(self, a: int, b: int) -> bool:
+        """Whether equal keys of two uses have one home: 5 as bigint and 5 as numeric have different hashes."""
+        kinds = [facts.key_type for index in (a, b) if (facts := self.uses[index].facts) is not None]
+        return len(kinds) == 2 and hashes_alike(*kinds)
 
     # statements
 
@@ -124,16 +107,17 @@ class Locality:
             name = folded(cte.args["alias"].this)
             if with_.args.get("recursive"):
                 # Its own name inside stands for rows that nothing is known of.
-                inner = Scope(scope, {**scope.ctes, name: (exp.Values(), scope)})
+                inner = Scope(scope, {**scope.ctes, name: (exp.Values(), scope, False)})
                 if self._visit(cte.this, inner).partitioned:
                     self._refuse("a recursive query spans shards")
-                scope.ctes[name] = (exp.Values(), scope)
+                scope.ctes[name] = (exp.Values(), scope, False)
             elif isinstance(cte.this, exp.Insert | exp.Update | exp.Delete):
                 self._visit(cte.this, scope)
-                scope.ctes[name] = (exp.Values(), scope)
+                scope.ctes[name] = (exp.Values(), scope, False)
                 self._refuse("a WITH query that writes spans shards")
             else:
-                scope.ctes[name] = (cte.this, Scope(scope.parent, dict(scope.ctes)))
+                renamed = bool(cte.args["alias"].args.get("columns"))
+                scope.ctes[name] = (cte.this, Scope(scope.parent, dict(scope.ctes)), renamed)
 
     def _set_operation(self, node: exp.SetOperation, scope: Scope) -> Source:
         sides = [self._visit(side, scope) for side in (node.this, node.expression)]
@@ -177,10 +161,13 @@ class Locality:
         if query.meta.get("visited"):
             return
         query.meta["visited"] = True
-        inner = Scope(scope, dict(scope.ctes))
+        inner = self._inside(scope)
         source = self._nested_source(query, inner)
         if source.partitioned and not inner.tied:
             self._refuse("a subquery is not tied to its outer query by the shard key")
+
+    def _inside(self, scope: Scope) -> Scope:
+        return Scope(scope, dict(scope.ctes), bond=self._beads.bond())
 
     def _nested_source(self, query: exp.Expr, inner: Scope) -> Source:
         if not isinstance(query, exp.Select):
@@ -214,13 +201,14 @@ class Locality:
             or (side == "FULL" and partitioned != right)
         ):
             self._refuse("an outer join keeps the rows of a table that stands whole on every shard")
-        nullable = {"LEFT": added, "RIGHT": before, "FULL": set[str]()}.get(side)
+        filtered = {"LEFT": added, "RIGHT": before, "FULL": set[str]()}.get(side)
+        reach = Reach(filtered, added, self._beads.bond(both_kept=side == "FULL")) if filtered is not None else None
         if method == "NATURAL" and (right or partitioned):
             self._refuse("a NATURAL JOIN does not say its columns")
         for identifier in join.args.get("using") or ():
-            self._using(folded(identifier), scope, before, added, nullable)
+            self._using(folded(identifier), scope, before, reach)
         for condition in conjuncts(join.args.get("on")):
-            self._condition(condition, scope, nullable)
+            self._condition(condition, scope, reach)
         if join.args.get("on") is not None:
             self._mark(join.args["on"], scope)
             for query in nested_queries(join.args["on"]):
@@ -229,17 +217,14 @@ class Locality:
             scope.sources[alias].nullable = True
         return partitioned or right
 
-    def _using(self, name: str, scope: Scope, before: set[str], added: set[str], nullable: set[str] | None) -> None:
-        left = [index for alias in before if (index := scope.sources[alias].keys.get(name)) is not None]
-        right = [index for alias in added if (index := scope.sources[alias].keys.get(name)) is not None]
-        if left and right:
-            ends = {
-                index: scope.sources[alias] for alias in before | added for index in scope.sources[alias].keys.values()
-            }
-            from_right = {index for alias in added for index in scope.sources[alias].keys.values()}
-            self._equal(
-                left[0], right[0], (ends[left[0]], ends[right[0]]), nullable_of(nullable, before, added, from_right)
-            )
+    def _using(self, name: str, scope: Scope, before: set[str], reach: Reach | None) -> None:
+        sides: list[list[tuple[str, Source]]] = [[], []]
+        for alias, source in scope.sources.items():
+            if name in source.keys:
+                sides[alias not in before].append((alias, source))
+        if sides[0] and sides[1]:
+            (one, left), (other, right) = sides[0][0], sides[1][0]
+            self._equal((one, left, left.keys[name]), (other, right, right.keys[name]), reach)
 
     def _source(self, node: exp.Expr, scope: Scope) -> bool:
         alias = folded(node.args["alias"].this) if node.args.get("alias") else ""
@@ -247,7 +232,7 @@ class Locality:
             source = self._table(node, scope)
             alias = alias or folded(node.this)
         elif isinstance(node, exp.Lateral) and isinstance(node.this, exp.Subquery):
-            inner = Scope(scope, dict(scope.ctes))
+            inner = self._inside(scope)
             source = self._nested_source(node.this.this, inner)
             source.closed = source.closed and not inner.tied
         elif isinstance(node, exp.Subquery) and isinstance(node.this, exp.Table):
@@ -257,7 +242,7 @@ class Locality:
         else:
             source = Source()
         if node.args.get("alias") and node.args["alias"].args.get("columns"):
-            source = Source(partitioned=source.partitioned, closed=True, use=None)
+            source = _renamed(source)
         if source.closed and source.partitioned:
             self._refuse("a subquery in FROM looks at rows of several shards at once")
         scope.sources[alias or f" {len(scope.sources)}"] = source
@@ -277,8 +262,9 @@ class Locality:
     def _table(self, node: exp.Table, scope: Scope) -> Source:
         name, schema = folded(node.this), folded(node.args.get("db"))
         if not schema and name in scope.ctes:
-            query, env = scope.ctes[name]
-            return Source() if isinstance(query, exp.Values) else self._visit(query, env)
+            query, env, renamed = scope.ctes[name]
+            source = Source() if isinstance(query, exp.Values) else self._visit(query, env)
+            return _renamed(source) if renamed else source
         return self._use(node, name, schema)
 
     def _use(self, node: exp.Table, name: str, schema: str, *, written: bool = False) -> Source:
@@ -287,9 +273,8 @@ class Locality:
         if facts is None and schema in {"", "public"}:
             facts = self._catalog.get(name) or self._catalog.get(f"public.{name}")
         alias = folded(node.args["alias"].this) if node.args.get("alias") else name
-        index = len(self.uses)
+        index = self._beads.add()
         self.uses.append(Use(full, alias, node, facts, written))
-        self._strings.append(index)
         node.meta[USE] = index
         if facts is None:
             return Source(use=index)
@@ -299,18 +284,18 @@ class Locality:
 
     # conditions
 
-    def _condition(self, condition: exp.Expr, scope: Scope, nullable: set[str] | None) -> None:
-        """What one condition says of keys. `nullable` names the sources of which it filters rows; None: all."""
+    def _condition(self, condition: exp.Expr, scope: Scope, reach: Reach | None) -> None:
+        """What one condition says of keys. `reach` names the sources of which it filters rows; None: all."""
         if isinstance(condition, exp.EQ):
             self._look_up(condition, scope)
             ends = [self._key_of(side, scope) for side in (condition.this, condition.expression)]
             if ends[0] is not None and ends[1] is not None:
-                self._equal_columns(condition, scope, nullable)
+                self._equal_columns(condition, scope, reach)
         if isinstance(condition, exp.In) and condition.args.get("query") is not None:
-            self._member(condition, scope, nullable)
-        for index, terms in self._nails_of(condition, scope, nullable).items():
-            self._nail(index, terms)
-        self._push(condition, scope, nullable)
+            self._member(condition, scope, reach)
+        for index, terms in self._nails_of(condition, scope, reach).items():
+            self._beads.nail(index, terms)
+        self._push(condition, scope, reach)
 
     def _look_up(self, condition: exp.EQ, scope: Scope) -> None:
         """Note a column of this scope that is compared with one further out."""
@@ -322,7 +307,7 @@ class Locality:
             if owner is scope and source.use is not None:
                 self.uses[source.use].looked_up.add(folded(side.this))
 
-    def _push(self, condition: exp.Expr, scope: Scope, nullable: set[str] | None) -> None:
+    def _push(self, condition: exp.Expr, scope: Scope, reach: Reach | None) -> None:
         """Note a condition on one use alone: gathering its rows may apply it at the shards."""
         if any(nested_queries(condition)):
             return
@@ -331,10 +316,10 @@ class Locality:
             found = scope.find(column)
             if found is None or found[0] is not scope or found[1].use is None:
                 return
-            if found[1].nullable and nullable is None:
+            if found[1].nullable and reach is None:
                 return  # WHERE sees the rows that the outer join made up
             owners.add(next(alias for alias, source in scope.sources.items() if source is found[1]))
-        if len(owners) == 1 and (nullable is None or owners <= nullable):
+        if len(owners) == 1 and (reach is None or owners <= reach.filtered):
             use = scope.sources[owners.pop()].use
             if use is not None:
                 self.uses[use].pushed.append(condition)
@@ -356,8 +341,9 @@ class Locality:
             node.meta[KEY] = True
         return index
 
-    def _equal_columns(self, condition: exp.EQ, scope: Scope, nullable: set[str] | None) -> None:
-        ends = []
+    def _equal_columns(self, condition: exp.EQ, scope: Scope, reach: Reach | None) -> None:
+        own: list[_End] = []
+        outer: list[_End] = []
         for side in (condition.this, condition.expression):
             column = side.unnest()
             found = scope.find(column)
@@ -365,33 +351,43 @@ class Locality:
                 return
             owner, source = found
             alias = next(alias for alias, one in owner.sources.items() if one is source)
-            ends.append((owner is scope, alias, source, source.keys[folded(column.this)]))
-        (own_a, alias_a, source_a, a), (own_b, alias_b, source_b, b) = ends
-        if not own_a and not own_b:
+            (own if owner is scope else outer).append((alias, source, source.keys[folded(column.this)]))
+        if len(own) == 2:
+            self._equal(own[0], own[1], reach)
+        if len(own) != 1:
             return
-        if source_a.closed or source_b.closed:
+        (alias, inside, index), (_, outside, home) = own[0], outer[0]
+        if inside.closed or outside.closed or not self._alike(index, home):
             return
-        self._tie(a, b)
-        if own_a and own_b:
-            if nullable is None or alias_b in nullable:
-                self._flows.add((a, b))
-            if nullable is None or alias_a in nullable:
-                self._flows.add((b, a))
-            return
-        scope.tied = True
-        if nullable is None or (alias_a if own_a else alias_b) in nullable:
-            self._flows.add((b, a) if own_a else (a, b))
+        if reach is None:
+            scope.tied = True
+        if reach is None or alias in reach.filtered:
+            self._beads.flow(home, index)
+            bond = scope.bond if reach is None else reach.bond
+            if bond is not None:
+                bond.add(home, index)
 
-    def _equal(self, a: int, b: int, sources: tuple[Source, Source], filtered: tuple[bool, bool]) -> None:
-        if sources[0].closed or sources[1].closed:
+    def _equal(self, one: _End, other: _End, reach: Reach | None) -> None:
+        """The keys of two sources of one scope are equal, at least in the rows that the condition filters."""
+        (alias_a, source_a, a), (alias_b, source_b, b) = one, other
+        if source_a.closed or source_b.closed or not self._alike(a, b):
             return
-        self._tie(a, b)
-        if filtered[1]:
-            self._flows.add((a, b))
-        if filtered[0]:
-            self._flows.add((b, a))
+        filters_a = reach is None or alias_a in reach.filtered
+        filters_b = reach is None or alias_b in reach.filtered
+        if filters_b:
+            self._beads.flow(a, b)
+        if filters_a:
+            self._beads.flow(b, a)
+        if filters_a and filters_b:
+            self._beads.tie(a, b)
+        elif reach is None:
+            return
+        elif filters_a or filters_b:
+            reach.bond.add(*((a, b) if filters_b else (b, a)))
+        elif reach.bond.both_kept and (alias_a in reach.right) != (alias_b in reach.right):
+            reach.bond.add(*((b, a) if alias_a in reach.right else (a, b)))
 
-    def _member(self, condition: exp.In, scope: Scope, nullable: set[str] | None) -> None:
+    def _member(self, condition: exp.In, scope: Scope, reach: Reach | None) -> None:
         """`key IN (SELECT key ...)`: a join that keeps each row once."""
         query = condition.args["query"]
         select = query.this if isinstance(query, exp.Subquery) else query
@@ -399,14 +395,18 @@ class Locality:
         if outer is None or not isinstance(select, exp.Select) or select.meta.get("visited"):
             return
         select.meta["visited"] = True
-        inner = Scope(scope, dict(scope.ctes))
+        found = scope.find(condition.this.unnest())
+        is_own = found is not None and found[0] is scope
+        inner = self._inside(scope)
         source = self._nested_source(select, inner)
         key = self._single_output(select, inner)
-        if key is not None and not source.closed:
-            self._tie(outer, key)
-            self._flows.add((outer, key))
-            if nullable is None:
-                self._flows.add((key, outer))
+        if key is not None and not source.closed and self._alike(outer, key):
+            self._beads.flow(outer, key)
+            if reach is None and is_own:
+                self._beads.tie(outer, key)
+                self._beads.flow(key, outer)
+            elif inner.bond is not None:
+                inner.bond.add(outer, key)
         elif source.partitioned and not inner.tied:
             self._refuse("a subquery is not tied to its outer query by the shard key")
 
@@ -415,17 +415,17 @@ class Locality:
             return None
         return self._key_of(select.expressions[0].unalias(), scope)
 
-    def _nails_of(self, condition: exp.Expr, scope: Scope, nullable: set[str] | None) -> dict[int, tuple[Term, ...]]:
+    def _nails_of(self, condition: exp.Expr, scope: Scope, reach: Reach | None) -> dict[int, tuple[Term, ...]]:
         while isinstance(condition, exp.Paren):
             condition = condition.this
         if isinstance(condition, exp.And):
             return {
-                **self._nails_of(condition.this, scope, nullable),
-                **self._nails_of(condition.expression, scope, nullable),
+                **self._nails_of(condition.this, scope, reach),
+                **self._nails_of(condition.expression, scope, reach),
             }
         if isinstance(condition, exp.Or):
-            one = self._nails_of(condition.this, scope, nullable)
-            other = self._nails_of(condition.expression, scope, nullable)
+            one = self._nails_of(condition.this, scope, reach)
+            other = self._nails_of(condition.expression, scope, reach)
             return {index: one[index] + other[index] for index in one.keys() & other.keys()}
         found = comparison(condition)
         if found is None:
@@ -436,7 +436,7 @@ class Locality:
         if index is None or owner is None or owner[0] is not scope or owner[1].closed:
             return {}
         alias = next(alias for alias, source in scope.sources.items() if source is owner[1])
-        return {index: terms} if nullable is None or alias in nullable else {}
+        return {index: terms} if reach is None or alias in reach.filtered else {}
 
     # what a select shows
 
@@ -496,42 +496,48 @@ class Locality:
         for condition in conjuncts(node.args.get("where")):
             self._condition(condition, scope, None)
         if isinstance(node, exp.Update) and target.facts is not None:
-            self._assignments(node.expressions, target.facts)
+            self._assignments(node.expressions, target, scope)
         self._expressions(node, scope)
         return Source(partitioned=partitioned, closed=True)
 
-    def _assignments(self, items: list[exp.Expr], facts: TableFacts) -> None:
+    def _assignments(self, items: list[exp.Expr], target: Use, scope: Scope) -> None:
         for item in items:
             left = item.this.unnest() if isinstance(item, exp.EQ) else item
             names = left.expressions if isinstance(left, exp.Tuple) else [left]
-            if facts.key is None or not any(folded(name.this) == facts.key for name in names):
+            if target.facts is None or target.facts.key is None:
+                return
+            if not any(folded(name.this) == target.facts.key for name in names):
                 continue
-            value = item.expression
-            if isinstance(value, exp.Column) and folded(value.this) == facts.key:
-                continue  # SET key = key, or = excluded.key, which are the same row's
-            self.sets_key = True
-            self.set_key = term_of(value) if not isinstance(left, exp.Tuple) else None
+            if isinstance(item.expression, exp.Column) and self._is_own_key(item.expression, target, scope):
+                continue
+            self.set_keys.append((target, term_of(item.expression) if not isinstance(left, exp.Tuple) else None))
+
+    def _is_own_key(self, value: exp.Column, target: Use, scope: Scope) -> bool:
+        """`SET key = key`, or `= excluded.key`: the same row's."""
+        if target.facts is None or folded(value.this) != target.facts.key:
+            return False
+        found = scope.find(value)
+        is_excluded = folded(value.args.get("table")) == "excluded"
+        return is_excluded or (found is not None and found[1].use == self.uses.index(target))
 
     def _insert(self, node: exp.Insert, scope: Scope) -> Source:
         target = self._target(node, scope)
         index = len(self.uses) - 1
         facts, values = target.facts, node.expression
-        position = self._key_position(node, facts)
+        position = key_position(node, facts)
+        self.defaults += left_to_shards(node, facts)
         conflict = node.args.get("conflict")
         if facts is not None and conflict is not None:
-            self._assignments(conflict.expressions, facts)
+            self._assignments(conflict.expressions, target, scope)
         if isinstance(values, exp.Values) and facts is not None and facts.key is not None:
             self._insert_values(values, index, position, scope)
         elif isinstance(values, exp.Select):
             self._insert_select(values, index, position, scope)
         elif values is not None and self._visit(values, scope).partitioned:
             self._refuse("the inserted rows are drawn from several shards at once")
-        if facts is not None and facts.key is not None and not self._is_placed(index):
+        if facts is not None and facts.key is not None and not self._beads.is_placed(index):
             self._refuse("the shard key of the inserted rows cannot be known")
         return Source(partitioned=facts is not None and facts.key is not None, closed=True)
-
-    def _is_placed(self, index: int) -> bool:
-        return index in self._nails or any(target == index for _, target in self._flows)
 
     def _insert_values(self, values: exp.Values, index: int, position: int | None, scope: Scope) -> None:
         self.insert_rows = [
@@ -541,7 +547,7 @@ class Locality:
         self._nested_in_values(values, scope)
         terms = tuple(term for term in self.insert_rows if term is not None)
         if len(terms) == len(self.insert_rows):
-            self._nail(index, terms)
+            self._beads.nail(index, terms)
 
     def _insert_select(self, select: exp.Select, index: int, position: int | None, scope: Scope) -> None:
         inner = Scope(None, dict(scope.ctes))
@@ -551,11 +557,11 @@ class Locality:
         if position is not None and position < len(select.expressions):
             item = select.expressions[position].unalias()
             key, term = self._key_of(item, inner), term_of(item)
-            if key is not None:
-                self._tie(index, key)
-                self._flows.add((key, index))
+            if key is not None and self._alike(index, key):
+                self._beads.tie(index, key)
+                self._beads.flow(key, index)
             elif term is not None:
-                self._nail(index, (term,))
+                self._beads.nail(index, (term,))
         if source.partitioned and (facts is None or facts.key is None):
             self._refuse("a table that stands whole on every shard would be filled with what one shard knows")
         if source.partitioned and source.closed:
@@ -566,26 +572,10 @@ class Locality:
             for query in nested_queries(row):
                 self._nested(query, scope)
 
-    @staticmethod
-    def _key_position(node: exp.Insert, facts: TableFacts | None) -> int | None:
-        if facts is None or facts.key is None:
-            return None
-        names = list(facts.columns or ())
-        if isinstance(node.this, exp.Schema):
-            names = [
-                folded(column if isinstance(column, exp.Identifier) else column.this)
-                for column in node.this.expressions
-            ]
-        return names.index(facts.key) if facts.key in names else None
 
-
-def nullable_of(
-    nullable: set[str] | None, before: set[str], added: set[str], from_right: set[int]
-) -> tuple[bool, bool]:
-    """Of a USING column, whether the left and the right table are filtered by it."""
-    if nullable is None:
-        return True, True
-    return bool(nullable & before), bool(nullable & added and from_right)
+def _renamed(source: Source) -> Source:
+    """A source whose columns got other names, `AS t(x, y)`: nothing is known of them."""
+    return Source(partitioned=source.partitioned, closed=True)
 
 
 def _default_name(node: exp.Expr) -> str:

@@ -5,7 +5,7 @@ what cannot be done right is `Refused`, with the reason and the way out.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -127,9 +127,12 @@ class _Homes(dict[str, OneShard]):
 class Router:
     """Plans statements over a fixed set of shards; what it reads of a text it keeps, up to `statements_max` texts."""
 
-    def __init__(self, shards: Sequence[str], catalog: Catalog, *, statements_max: int) -> None:
+    def __init__(
+        self, shards: Sequence[str], catalog: Catalog, *, statements_max: int, aggregates: Container[str] = ()
+    ) -> None:
         self.shards = tuple(shards)
         self.catalog = catalog
+        self._aggregates = aggregates
         self._max = statements_max
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._one = _Homes()
@@ -160,7 +163,7 @@ class Router:
     def _entry(self, sql: str) -> _Entry:
         entry = self._entries.get(sql)
         if entry is None:
-            statement = read_statement(sql, self.catalog)
+            statement = read_statement(sql, self.catalog, aggregates=self._aggregates)
             parameter, coerce = _single_parameter(statement)
             entry = self._entries[sql] = _Entry(statement, parameter, coerce)
             if len(self._entries) > self._max:
@@ -184,11 +187,11 @@ class Router:
         if not statement.sharded:
             return self._reference(statement)
         homes = self._homes(statement, params, shard_map)
-        if homes is not None and statement.kind is Kind.INSERT and statement.insert_rows is not None:
+        if statement.kind is Kind.INSERT and statement.insert_rows is not None:
             rows = self._rows(statement, params, shard_map)
             if isinstance(rows, Refused):
                 return rows
-            if len(rows) > 1:
+            if homes is not None and len(rows) > 1:
                 return self._insert(entry, rows, everywhere=everywhere)
         if homes is not None and len(homes) == 1:
             return self._single(statement, homes[0], params, shard_map)
@@ -213,6 +216,12 @@ class Router:
                 f"{differing[0]}() may answer differently on every shard, and a reference table must be the same on "
                 "all.",
                 "Compute the value first and pass it as a parameter.",
+            )
+        if statement.defaults:
+            return Refused(
+                f"Every shard would compute the default of {statement.defaults[0]!r} for itself, and a reference table"
+                " must be the same on all.",
+                "Give the column a value in the statement.",
             )
         if statement.locks:
             return Refused("A lock on a reference table would hold on one shard only.", "Pass key=... to choose one.")
@@ -239,16 +248,14 @@ class Router:
                 f"The reference table {copied[0]!r} would change on one shard only.",
                 "Read the rows first, then write them in a statement of its own.",
             )
-        if not statement.sets_key:
-            return self._one[home]
-        use = next(use for use in statement.sharded if use.written)
-        keys = None if statement.set_key is None else known_keys((statement.set_key,), _coercion(use), params)
-        if keys and all(shard_map.locate(key).shard == home for key in keys):
-            return self._one[home]
-        return Refused(
-            f"It changes the shard key of {use.name!r} rows, which may belong to another shard then.",
-            "Insert the rows under the new key and delete the old ones.",
-        )
+        for use, term in statement.set_keys:
+            keys = None if term is None else known_keys((term,), _coercion(use), params)
+            if not keys or any(shard_map.locate(key).shard != home for key in keys):
+                return Refused(
+                    f"It changes the shard key of {use.name!r} rows, which may belong to another shard then.",
+                    "Insert the rows under the new key and delete the old ones.",
+                )
+        return self._one[home]
 
     def _read(self, entry: _Entry, homes: tuple[str, ...] | None) -> Plan:
         statement = entry.statement
@@ -267,11 +274,14 @@ class Router:
         return AllShards(self.shards, entry.division)
 
     def _write(self, statement: Statement, homes: tuple[str, ...] | None, *, everywhere: bool) -> Plan:
-        if statement.sets_key:
+        if statement.set_keys:
             return Refused(
                 "It changes shard keys on several shards.",
                 "Insert the rows under the new key and delete the old ones.",
             )
+        target = next((use for use in statement.sharded if use.written), None)
+        if statement.kind is Kind.INSERT and homes is None and target is not None and target.terms is not None:
+            return _unplaced("A row", target)  # and not one on every shard
         reason = statement.reason
         if reason is None and statement.strings > 1:
             reason = "its tables are joined by something else than their shard keys"
@@ -293,17 +303,14 @@ class Router:
         for number, term in enumerate(statement.insert_rows or ()):
             keys = known_keys((term,), _coercion(use), params) if term is not None else None
             if not keys:
-                return Refused(
-                    f"Row {number + 1} has no shard key ({use.name}.{use.facts.key if use.facts else ''}).",
-                    "Give every row a value for it.",
-                )
+                return _unplaced(f"Row {number + 1}", use)
             shard = shard_map.locate(keys[0]).shard
             rows[shard] = (*rows.get(shard, ()), number)
         return rows
 
     def _insert(self, entry: _Entry, rows: Mapping[str, tuple[int, ...]], *, everywhere: bool) -> Plan:
         statement = entry.statement
-        if statement.sets_key:
+        if statement.set_keys:
             return Refused("Its ON CONFLICT changes shard keys on several shards.", "Leave the key as it is.")
         if not everywhere:
             return Refused(
@@ -317,6 +324,14 @@ class Router:
         return SplitInsert({name: rows[name] for name in self.shards if name in rows}, entry.split)
 
 
+def _unplaced(row: str, use: Use) -> Refused:
+    key = use.facts.key if use.facts is not None else None
+    return Refused(
+        f"{row} has no shard key ({use.name}.{key}) that is known and that its column would keep as it is.",
+        "Give every row a value of the column's own type, and in its precision, for it.",
+    )
+
+
 def _coercion(use: Use) -> Coercion:
     return coercion(use.facts.key_type if use.facts is not None else "")
 
@@ -325,7 +340,7 @@ def _single_parameter(statement: Statement) -> tuple[int, Coercion]:
     """The parameter that alone decides the shard, so that a repeated statement is routed without further thought."""
     terms = {term for _, terms in statement.terms or () for term in terms}
     writes_copies = any(use.written and use.facts is not None and use.facts.key is None for use in statement.uses)
-    if len(terms) != 1 or statement.sets_key or statement.undeclared or writes_copies:
+    if len(terms) != 1 or statement.set_keys or statement.undeclared or writes_copies:
         return -1, coercion("")
     (term,) = terms
     kinds = {use.facts.key_type for use in statement.sharded if use.facts is not None}

@@ -111,7 +111,7 @@ def _rows(tree: exp.Select) -> Rows:
         in_text = None if any(node is None for node in positions) or tree.args.get("distinct") is not None else query
         if in_text is not None:
             texts = [
-                _as(exp.cast(exp.Paren(this=node.copy()), "text"), f"headrace_text_{n}")  # type: ignore[union-attr]
+                _as(exp.cast(exp.Paren(this=node.copy()), "text"), text_name(n))  # type: ignore[union-attr]
                 for n, node in enumerate(positions)
             ]
             in_text = query.copy()
@@ -120,14 +120,21 @@ def _rows(tree: exp.Select) -> Rows:
     return Rows(rendered, order, len(added), limit, offset, render(in_text) if in_text is not None else None)
 
 
+def text_name(number: int) -> str:
+    """What the text form of a sort key is called."""
+    return f"headrace_text_{number}"
+
+
 def _as(node: exp.Expr, name: str) -> exp.Expr:
     return exp.alias_(node, name)
 
 
 def _key_node(tree: exp.Select, added: list[exp.Expr], key: OrderKey) -> exp.Expr | None:
     items = [*tree.expressions, *added]
-    item = items[key.position]
-    return None if is_star(item) else item.unalias()
+    if key.position >= 0 and any(is_star(item) for item in items[: key.position + 1]):
+        return None  # an ordinal at or behind a *: which column that is only the server knows
+    item: exp.Expr = items[key.position].unalias()
+    return item
 
 
 def _order(tree: exp.Select) -> tuple[tuple[OrderKey, ...], list[exp.Expr]]:
@@ -183,13 +190,15 @@ def _push_limit(query: exp.Select) -> None:
         return
     total: exp.Expr = count.copy()
     if offset is not None:
-        numbers = [node if isinstance(node, exp.Literal) else None for node in (count, offset.expression)]
-        if numbers[0] is not None and numbers[1] is not None:
-            total = exp.Literal.number(int(numbers[0].this) + int(numbers[1].this))
-        else:
-            skip = exp.Coalesce(this=exp.cast(offset.expression.copy(), "bigint"), expressions=[exp.Literal.number(0)])
-            total = exp.Paren(this=exp.Add(this=exp.cast(total, "bigint"), expression=skip))
+        # As numerics, whose sum cannot be too large; a NULL is no limit.
+        skip = exp.Coalesce(this=_numeric(offset.expression), expressions=[exp.Literal.number(0)])
+        total = exp.Add(this=_numeric(count), expression=skip)
+        total = exp.cast(exp.Least(this=total, expressions=[exp.Literal.number(2**63 - 1)]), "bigint")
     query.set("limit", exp.Limit(expression=total))
+
+
+def _numeric(node: exp.Expr) -> exp.Expr:
+    return exp.cast(exp.cast(exp.Paren(this=node.copy()), "bigint"), "numeric")
 
 
 # combination

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlglot import exp
 
+from headrace.database.planning.beads import Bond
 from headrace.database.planning.key_terms import Term
 from headrace.database.planning.select_shape import folded
 
@@ -16,9 +17,11 @@ class TableFacts:
     key: str | None
     """The column that shards it; None: a reference table, whole on every shard."""
     key_type: str = "text"
-    """The column's type, as Postgres names it."""
+    """The column's type, as Postgres names it, with its modifiers."""
     columns: tuple[str, ...] | None = None
     """All of its columns in their order; None: not known."""
+    computed: frozenset[str] = frozenset()
+    """Those whose default is not the same at every call, or on every shard."""
 
 
 Catalog = Mapping[str, TableFacts]
@@ -66,9 +69,13 @@ class Scope:
     """One SELECT, INSERT, UPDATE or DELETE, and the ones around it."""
 
     parent: "Scope | None"
-    ctes: dict[str, "tuple[exp.Expr, Scope]"]
+    ctes: dict[str, "tuple[exp.Expr, Scope, bool]"]
+    """Of each its query, what that sees, and whether its columns are given other names."""
     sources: dict[str, Source] = field(default_factory=dict)
     tied: bool = False
+    """A subquery whose rows all have the key of the row outside that it is run for."""
+    bond: Bond | None = None
+    """Of a subquery, to the rows outside."""
 
     def find(self, column: exp.Column) -> "tuple[Scope, Source] | None":
         """What a column belongs to, here or further out; None: that cannot be said."""

@@ -137,7 +137,9 @@ def group_expressions(select: exp.Select) -> list[exp.Expr]:
 
 def has_grouping_sets(group: exp.Group) -> bool:
     """Whether rows are grouped in several ways at once."""
-    return any(isinstance(node, exp.Cube | exp.Rollup | exp.GroupingSets) for node in own_expressions(group))
+    sets = exp.Cube | exp.Rollup | exp.GroupingSets
+    nothing = any(isinstance(node, exp.Tuple) and not node.expressions for node in group.expressions)
+    return nothing or any(isinstance(node, sets) for node in own_expressions(group))
 
 
 def groups_are_local(select: exp.Select) -> bool:

@@ -7,7 +7,7 @@ was written anew.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -78,6 +78,9 @@ _QUOTED_OR_PARAMETER = re.compile(
   | --[^\n]*
   | /\*.*?\*/
   | (?P<parameter>\$\d+)
+  | (?P<end>;)
+  | (?P<unread>\|\|?/)
+  | (?<![\w.$"])(?P<renamed>(?i:date_part|to_hex|log10))(?=\s*\()
     """,
     re.VERBOSE | re.DOTALL,
 )
@@ -90,9 +93,22 @@ def with_parameters(sql: str, write: Callable[[int], str]) -> str:
     )
 
 
-def _spaced(sql: str) -> str:
-    """Every `$n` with a space behind it: sqlglot reads `$1,$` as the beginning of a dollar-quoted string."""
-    return _QUOTED_OR_PARAMETER.sub(lambda found: found[0] + (" " if found["parameter"] else ""), sql)
+def _legible(sql: str) -> str:
+    """The text as sqlglot reads it right: `$1,$` begins no dollar-quoted string if a space follows the number, and
+    functions that it would write as others of another type keep their names if they are qualified.
+    """
+
+    def written(found: re.Match[str]) -> str:
+        if found["parameter"]:
+            return f"{found[0]} "
+        return f"pg_catalog.{found[0]}" if found["renamed"] else found[0]
+
+    return _QUOTED_OR_PARAMETER.sub(written, sql)
+
+
+def unended(sql: str) -> str:
+    """A single statement without the semicolon at its end, so that it can stand inside of another."""
+    return _QUOTED_OR_PARAMETER.sub(lambda found: "" if found["end"] else found[0], sql)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +138,10 @@ class Statement:
     """Functions that are not known to be harmless."""
     parameters: int
     """The highest `$n`."""
-    sets_key: bool
-    """It gives a row another shard key."""
-    set_key: Term | None
+    set_keys: tuple[tuple[Use, Term | None], ...]
+    """The shard keys that it gives to rows of a table; None in it: not known."""
+    defaults: tuple[str, ...]
+    """Columns of a reference table that it leaves to defaults which each shard computes for itself."""
     insert_rows: tuple[Term | None, ...] | None
     """The shard key of every row of an INSERT ... VALUES into a sharded table; None in it: not known."""
     reason: str | None
@@ -138,8 +155,10 @@ class Statement:
         return self.kind is Kind.SELECT and not (self.writes or self.locks or self.volatile or self.unknown_functions)
 
 
-def read_statement(sql: str, catalog: Catalog) -> Statement:
-    """The facts of a statement. Raises `CallerError` if it is no single statement."""
+def read_statement(sql: str, catalog: Catalog, *, aggregates: Container[str] = ()) -> Statement:
+    """The facts of a statement; `aggregates` are those that users have made. Raises `CallerError` if it is no single
+    statement.
+    """
     tree = _parsed(sql)
     kind = next((kind for type_, kind in _KINDS if isinstance(tree, type_)), Kind.OTHER)
     locality = Locality(tree, catalog) if kind not in {Kind.SCHEMA, Kind.OTHER} else Locality(exp.Null(), catalog)
@@ -160,12 +179,17 @@ def read_statement(sql: str, catalog: Catalog) -> Statement:
         clocks=clocks,
         unknown_functions=unknown,
         parameters=max((int(node.name) for node in tree.find_all(exp.Parameter) if node.name.isdigit()), default=0),
-        sets_key=locality.sets_key,
-        set_key=locality.set_key,
+        set_keys=tuple(locality.set_keys),
+        defaults=locality.defaults,
         insert_rows=None if locality.insert_rows is None else tuple(locality.insert_rows),
-        reason=locality.reason,
+        reason=locality.reason or _reason_of_aggregate(unknown, aggregates),
         strings=locality.strings,
     )
+
+
+def _reason_of_aggregate(functions: Sequence[str], aggregates: Container[str]) -> str | None:
+    found = next((name for name in functions if name in aggregates), None)
+    return None if found is None else f"the aggregate {found}() needs all rows in one place"
 
 
 _SQLGLOT_LOG = logging.getLogger("sqlglot")
@@ -179,7 +203,8 @@ def _parsed(sql: str) -> exp.Expr:
     # It warns of every statement that it keeps as a Command; for us that is one kind among others.
     _SQLGLOT_LOG.addFilter(_is_silent)
     try:
-        trees = [tree for tree in parse(_spaced(sql), dialect=DIALECT) if tree is not None]
+        found = parse(_legible(sql), dialect=DIALECT)
+        trees = [tree for tree in found if tree is not None and not isinstance(tree, exp.Semicolon)]
     except (SqlglotError, RecursionError):
         return exp.Command(this=sql)
     finally:
@@ -189,7 +214,14 @@ def _parsed(sql: str) -> exp.Expr:
             f"{len(trees)} statements in one text cannot be routed.",
             fix="Send one statement at a time, or pass key=...",
         )
+    if any(found["unread"] for found in _QUOTED_OR_PARAMETER.finditer(sql)) or not _is_understood(trees[0]):
+        return exp.Command(this=sql)
     return trees[0]
+
+
+def _is_understood(tree: exp.Expr) -> bool:
+    """`|/` would become sqrt(), which is of another type for numerics, and `@ x`, an absolute value, a parameter."""
+    return all(node.name.isdigit() for node in tree.find_all(exp.Parameter))
 
 
 @dataclass(frozen=True, slots=True)

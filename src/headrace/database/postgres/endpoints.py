@@ -1,12 +1,20 @@
 """What a shard's connection string says: its servers, and how an operator may see them."""
 
 import uuid
-from typing import Any
+from typing import Any, Final
 
 from headrace.database.config import ShardConfig
 from headrace.database.postgres.pipeline import DriverError, make_dsn, read_dsn
 from headrace.database.postgres.pool_usage import APPLICATION
 from headrace.errors import ConfigError
+
+_LIVELY: Final = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""Has the kernel find out within half a minute that a peer, or the way to it, is gone; its own default is hours."""
 
 
 def application_name(shard: ShardConfig) -> str:
@@ -16,13 +24,13 @@ def application_name(shard: ShardConfig) -> str:
 
 def hosts_of(shard: ShardConfig) -> dict[str, str]:
     """A connection string for each server that the shard's names, by its address."""
-    parts = _parts(shard)
+    parts = {**_LIVELY, **_parts(shard)}
     names = str(parts.get("host") or "").split(",")
     addresses = str(parts.get("hostaddr") or "").split(",")
     ports = str(parts.get("port") or "").split(",")
     count = max(len(names), len(addresses))
     if count == 1:
-        return {address_of(shard): shard.dsn}
+        return {address_of(shard): make_dsn(**parts)}
     hosts = {}
     for number in range(count):
         own = {

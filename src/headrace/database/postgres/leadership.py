@@ -48,6 +48,12 @@ class Leadership:
         await asyncio.wait({self._looking})
         return self._looking.result()
 
+    async def answers(self) -> bool:
+        """Whether the server that is written to answers one who comes anew; any of them, if none is known to lead."""
+        leader = self._leader
+        asked = [leader.address] if isinstance(leader, Leader) else list(self._hosts)
+        return any(await asyncio.gather(*(self._sight(address, self._hosts[address]) for address in asked)))
+
     async def close(self) -> None:
         """Wait for a look that is under way; it ends within the timeout."""
         if self._looking is not None:

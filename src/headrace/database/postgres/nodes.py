@@ -6,6 +6,8 @@ was sent means that nobody knows (`OutcomeUnknown`); such a write is never repea
 the server is asked whether it is there. What was not sent yet waits for another connection: before each use it is
 looked whether the server has hung up. A read is repeated once, on another connection.
 
+Whoever borrows a connection finds a fresh session: one that a statement left something in is closed (see `texts`).
+
 A shard of several servers is written to on the one that leads (see `leader`); so is a shard behind a single address
 that leads to another server one day. No connection to a standby, or to a primary that was replaced, is ever lent.
 
@@ -14,6 +16,7 @@ Whether a node is available is found out by asking: every statement tells, and w
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -35,13 +38,13 @@ from headrace.database.postgres.pipeline import (
     PipelinedConnection,
     RowKind,
     ask_once,
-    is_groupable,
     named_rows,
 )
 from headrace.database.postgres.pool import Pool, PoolClosed, PoolTimeout, TooManyRequests
 from headrace.database.postgres.pool_usage import ROOM, NodeStatistics, Room, UsageMeter, fair_share
 from headrace.database.postgres.rows import Row
 from headrace.database.postgres.sessions import note_write
+from headrace.database.postgres.texts import is_write, trace_of
 from headrace.database.postgres.transaction import Pieces, Transaction
 from headrace.database.postgres.trips import Trips
 from headrace.errors import (
@@ -69,7 +72,7 @@ _TIMEOUTS = (psycopg.errors.QueryCanceled, psycopg.errors.LockNotAvailable)
 # Postgres says itself that it is going away, or not there yet: the statement surely left no trace.
 _GOING_AWAY = (psycopg.errors.AdminShutdown, psycopg.errors.CannotConnectNow)
 _CLOSE_S = 1.0
-"""How long closing waits for connections that are just being made."""
+"""How long closing waits for connections that are just being made, and for statements that are under way."""
 _SHARE_S: Final = 5.0
 """How often it is looked at how many share a server."""
 _T = TypeVar("_T")
@@ -92,6 +95,9 @@ class Node:
         self._config = config
         self._down_since: float | None = None
         self._heard_at = -float("inf")
+        self._may_stand_by = shard.read_only or shard.replica_of is not None
+        self._leaves_marks = config.resolve_unknown and not self._may_stand_by
+        """Each transaction notes what it can be found by (see `outcomes`)."""
         self._unprepared: deque[Callable[[Node], Awaitable[None]]] = deque()
         self._lent: dict[PipelinedConnection, asyncio.Task[Any] | None] = {}
         self._check: asyncio.Task[None] | None = None
@@ -103,18 +109,17 @@ class Node:
             config,
             connect=self._connection,
             translate=self._translated,
-            was_kept=self.was_kept if config.resolve_unknown else None,
+            was_kept=self.was_kept if self._leaves_marks else None,
             clock=clock,
         )
         self._hosts = hosts_of(shard)
-        self._may_stand_by = shard.read_only or shard.replica_of is not None
         self._is_read_only = shard.read_only
         half = config.acquire_timeout_s / 2  # the rest is for connecting to who was found
         self._leadership = Leadership(self._hosts, ask=ask_once, follow=self._follow, timeout_s=half, clock=clock)
         self._shared_at = -float("inf")
         self._meter = UsageMeter(wait_p99_max_s=config.wait_p99_max_s, now=clock.monotonic())
         self.unknown = self.resolved = 0
-        if config.resolve_unknown and not self._may_stand_by:
+        if self._leaves_marks:
             self.prepare(_make_outcomes)
         self._pool = Pool(
             self._target,
@@ -139,8 +144,8 @@ class Node:
 
     async def _configure(self, connection: PipelinedConnection) -> None:
         """Set the limits of the session and find out whose it is; raises if that may not be lent."""
-        settings = {"statement_timeout": f"{round(self._config.statement_timeout_s * 1000)}"}
-        settings["lock_timeout"] = f"{round(self._config.lock_timeout_s * 1000)}"
+        limits = {"statement_timeout": self._config.statement_timeout_s, "lock_timeout": self._config.lock_timeout_s}
+        settings = {name: f"{math.ceil(limit_s * 1000)}" for name, limit_s in limits.items()}  # 0 would be none
         if self._is_read_only:
             settings["default_transaction_read_only"] = "on"
         self._pool.greeting(connection)
@@ -169,10 +174,12 @@ class Node:
         for connection in talking.values():
             # Not cancelled: psycopg would first wait for the server to agree, and a frozen one never does.
             connection.sever()
-        if running := await self._trips.close(timeout_s=_CLOSE_S):
-            for connection, borrower in list(self._lent.items()):
-                if borrower in running:
-                    connection.sever()
+        running = await self._trips.close(timeout_s=_CLOSE_S)
+        callers = {task for task in self._lent.values() if task is not None} - running - {asyncio.current_task()}
+        if callers:
+            await asyncio.wait(callers, timeout=_CLOSE_S)
+        self._sever_all()
+        if running:
             await asyncio.wait(running)
         await asyncio.gather(*tasks, self._leadership.close(), return_exceptions=True)
         _POOL_LOG.removeFilter(self._is_news)
@@ -199,10 +206,13 @@ class Node:
         else:
             self._observer.on(LeaderChanged(self.name, found.address, found.timeline))
         # What is under way there would be lost with it, or be on both.
-        for connection in list(self._lent):
-            connection.sever()
+        self._sever_all()
         self._pool.give_up()
         await self._pool.drain()
+
+    def _sever_all(self) -> None:
+        for connection in list(self._lent):
+            connection.sever()
 
     async def tend(self) -> None:
         """Once a second: see who leads, where there is a choice, and take no more than a share of the server."""
@@ -280,6 +290,10 @@ class Node:
         # the only one.
         if not (await asyncio.wait({self._probing}, timeout=limit_s))[0]:
             self._lost(f"SELECT 1 was not answered within {limit_s:g} s")
+        # Nothing that it would let run for so long is still awaited from a server that answers nobody else either.
+        is_mute = self._clock.monotonic() - self._heard_at >= self._config.statement_timeout_s
+        if is_mute and self._lent and not await self._leadership.answers():
+            self._sever_all()
 
     async def _ask(self) -> None:
         try:
@@ -297,8 +311,8 @@ class Node:
         if not read_only:
             answer = await self._write(lambda: self._fetch(sql, params, read_only=False), sql, params)
             return answer if isinstance(answer, list) else []
-        if self._unprepared:
-            # What prepares the node waits for nobody: those who share wait for it.
+        if self._unprepared or trace_of(sql):
+            # What prepares the node waits for nobody: those who share wait for it. And a setting is nobody else's.
             return await self._fetch(sql, params, read_only=True)
         return await self._trips.read(sql, params)
 
@@ -316,20 +330,13 @@ class Node:
         self, sql: str, params: Params = (), *, block_rows: int
     ) -> AsyncIterator[AsyncIterator[list[Row]]]:
         """The rows of a reading statement in blocks; leaving early cancels it on the server."""
-        async with (
-            self._connection(read_only=True) as connection,
-            aclosing(connection.blocks(sql, params, block_rows)) as blocks,
-        ):
+        async with self.reading() as connection, aclosing(connection.blocks(sql, params, block_rows)) as blocks:
             yield blocks
 
     @asynccontextmanager
     async def copy_out(self, query: Pieces) -> AsyncIterator[AsyncIterator[bytes]]:
         """The rows of a SELECT in the text form of COPY, in blocks of whole rows."""
-
-        async with (
-            self._connection(read_only=True) as connection,
-            aclosing(connection.copy_out(query.texts, query.values)) as blocks,
-        ):
+        async with self.reading() as connection, aclosing(connection.copy_out(*query)) as blocks:
             yield blocks
 
     @asynccontextmanager
@@ -363,11 +370,9 @@ class Node:
 
     async def parameter_types(self, sql: str, declared: Sequence[str]) -> list[str]:
         """The types that the server gives to the parameters of a statement; `unknown` ones it infers."""
-        async with self.transaction() as transaction:
-            await transaction.execute(f"PREPARE headrace_described ({', '.join(declared)}) AS {sql}")
-            rows = await transaction.fetch(_DESCRIBED)
-            await transaction.execute("DEALLOCATE headrace_described")
-        return [row[0] for row in rows]
+        async with self.reading() as connection:
+            await connection.execute(f"PREPARE headrace_described ({', '.join(declared)}) AS {sql}")
+            return [row[0] for row in await (await connection.execute(_DESCRIBED)).fetchall()]
 
     async def execute_many(self, sql: str, rows: Sequence[Params]) -> None:
         """Run one statement for each row, pipelined, in one transaction."""
@@ -384,10 +389,14 @@ class Node:
         mark: Mark | None = None
         try:
             # Until COMMIT is sent a connection that breaks has undone everything.
-            async with self._connection(read_only=True) as connection, connection.transaction():
-                transaction = self._transaction(connection)
+            async with (
+                self._connection(read_only=True) as connection,
+                connection.transaction(),
+                self._transaction(connection) as transaction,
+            ):
                 yield transaction
-                if self._config.resolve_unknown and transaction.texts:
+                await transaction.end()
+                if self._leaves_marks and transaction.texts:
                     noted = await connection.execute(NOTE, connection.marker.next())
                     mark = connection.marker.mark(await noted.fetchall())
                 connection.is_committing = True
@@ -395,7 +404,7 @@ class Node:
             if mark is None or not await self.was_kept(mark, error):
                 raise
         finally:
-            note_write(self.name, self._clock.monotonic())
+            self.note_write()
 
     @asynccontextmanager
     async def unfinished(self) -> AsyncIterator[Transaction]:
@@ -404,18 +413,24 @@ class Node:
             async with self._connection(read_only=True) as connection:
                 await connection.execute("BEGIN")
                 try:
-                    yield self._transaction(connection)
+                    async with self._transaction(connection) as transaction:
+                        yield transaction
                 finally:
                     if not connection.broken and not connection.closed:
                         await connection.rollback()
         finally:
-            note_write(self.name, self._clock.monotonic())
+            self.note_write()
 
-    def _transaction(self, connection: PipelinedConnection) -> Transaction:
+    @asynccontextmanager
+    async def _transaction(self, connection: PipelinedConnection) -> AsyncIterator[Transaction]:
         def translate(error: psycopg.Error) -> HeadraceError:
             return self._translated(error, broken=connection.broken or connection.closed, read_only=True)
 
-        return Transaction(connection, translate)
+        transaction = Transaction(connection, translate)
+        try:
+            yield transaction
+        finally:
+            transaction.is_over = True
 
     async def was_kept(self, mark: Mark, unknown: OutcomeUnknown) -> bool:
         """Whether a transaction whose commit was not answered was committed.
@@ -423,9 +438,12 @@ class Node:
         Raises `DatabaseUnavailable` if it was not, and never will be, and `unknown` if that cannot be found out within
         `resolve_wait_s`.
         """
-        is_kept = await find_out(
-            partial(self._fetch, read_only=True), mark, clock=self._clock, wait_s=self._config.resolve_wait_s
-        )
+        wait_s, ask = self._config.resolve_wait_s, partial(self._fetch, read_only=True)
+        try:
+            async with asyncio.timeout(2 * wait_s):  # a frozen server holds up a question without end
+                is_kept = await find_out(ask, mark, clock=self._clock, wait_s=wait_s)
+        except TimeoutError:
+            is_kept = None
         if is_kept is None:
             raise unknown
         self.resolved += 1
@@ -437,7 +455,7 @@ class Node:
 
     async def _write(self, once: Callable[[], Awaitable[Answer]], sql: str, params: Params) -> Answer:
         """A write outside of a transaction; with `resolve_unknown`, and where that is possible, in one of its own."""
-        if self._config.resolve_unknown and not self._may_stand_by and not self._unprepared and is_groupable(sql):
+        if self._leaves_marks and not self._unprepared and is_write(sql):
             return await self._noted(lambda: self._trips.write_alone(sql, params))
         return await self._noted(once)
 
@@ -451,7 +469,11 @@ class Node:
                     raise
             return await write()
         finally:
-            note_write(self.name, self._clock.monotonic())
+            self.note_write()
+
+    def note_write(self) -> None:
+        """The caller's context wrote here, or may have: it reads that back, from replicas too."""
+        note_write(self.name, self._clock.monotonic())
 
     def statistics(self) -> NodeStatistics:
         """The pool, now."""
@@ -497,12 +519,10 @@ class Node:
             raise self._translated(error, broken=broken, read_only=read_only) from error
         else:
             self._answered()
+            connection.check_done()
         finally:
             del self._lent[connection]
-            if self._pool.is_over:
-                await self._pool.discard(connection)
-            else:
-                await self._pool.putconn(connection)
+            await self._pool.take_back(connection)
             self._count()
 
     async def _borrowed(self) -> PipelinedConnection:

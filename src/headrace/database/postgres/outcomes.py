@@ -11,12 +11,13 @@ is over (its session may outlive our connection by a moment, with a COMMIT that 
 whether it was kept. In this order: what is over does not change any more.
 """
 
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from headrace.clock import Clock
-from headrace.errors import DatabaseUnavailable, StatementFailed
+from headrace.errors import BackendError, CallerError, StatementFailed
 
 _LOCK: Final = 0x6F757463  # "outc": any number, as long as it is always the same
 CREATE: Final = (
@@ -77,14 +78,13 @@ async def find_out(ask: Ask, mark: Mark, *, clock: Clock, wait_s: float) -> bool
     ends = clock.monotonic() + wait_s
     while True:
         try:
-            if not await _is_running(ask, mark):
-                rows = await ask(_IS_KEPT, (mark.writer, mark.number))
-                return bool(rows and rows[0][0])
-        except DatabaseUnavailable:
-            is_over = clock.monotonic() >= ends  # a new leader may come until then
-        else:
-            is_over = clock.monotonic() >= ends
-        if is_over:
+            with contextlib.suppress(BackendError):  # a new leader may come until the time is over
+                if not await _is_running(ask, mark):
+                    rows = await ask(_IS_KEPT, (mark.writer, mark.number))
+                    return bool(rows and rows[0][0])
+        except CallerError:
+            return None  # we are being closed, or may not look
+        if clock.monotonic() >= ends:
             return None
         await clock.sleep(_PAUSE_S)
 

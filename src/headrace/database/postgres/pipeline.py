@@ -15,13 +15,11 @@ been answered: what breaks before it surely left no trace.
 
 import asyncio
 import os
-import re
 import select
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing
-from functools import lru_cache
 from typing import Any, Final, cast
 
 import psycopg
@@ -33,7 +31,8 @@ from psycopg.waiting import Ready, Wait
 
 from headrace.database.postgres.outcomes import Marker
 from headrace.database.postgres.rows import Row, row_of
-from headrace.errors import CallerError
+from headrace.database.postgres.texts import Trace, is_copy, trace_of
+from headrace.errors import StatementRefused
 
 Params = Sequence[Any]
 DriverError = psycopg.Error
@@ -48,6 +47,8 @@ Answer = list[Row] | int
 
 _UNDO_ROW: Final[tuple[bytes, ...]] = (b"ROLLBACK TO headrace_row", b"RELEASE headrace_row")
 _PREPARED_MAX = 200
+_PARAMETERS_MAX: Final = 65535
+"""Of one statement; the protocol counts them in 16 bits."""
 _CANCEL_S: Final = 1.0
 _AT_REST: Final = (pq.TransactionStatus.IDLE, pq.TransactionStatus.INTRANS)
 _COPY_BLOCK_BYTES: Final = 256 * 1024
@@ -56,43 +57,25 @@ _SEEN_MAX = 1000
 _COPY: Final = (pq.ExecStatus.COPY_IN, pq.ExecStatus.COPY_OUT, pq.ExecStatus.COPY_BOTH)
 _ROWS, _DONE, _EMPTY = pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK, pq.ExecStatus.EMPTY_QUERY
 _ABORTED, _SYNC, _ERROR = pq.ExecStatus.PIPELINE_ABORTED, pq.ExecStatus.PIPELINE_SYNC, pq.ExecStatus.FATAL_ERROR
-# The prepared statement is gone (DEALLOCATE, DISCARD), or a table that it uses was altered: prepare it anew.
-_STALE = (errors.InvalidSqlStatementName, errors.FeatureNotSupported)
+_UNWRITABLE: Final = (ArithmeticError, RuntimeError, TypeError, ValueError)
+"""What adapting a value raises beside the driver's own errors: half a surrogate pair, endless nesting, say."""
 # What a row would not have suffered on its own: the others of its batch were in its way.
 _MUTUAL = (errors.DeadlockDetected, errors.SerializationFailure)
 
 
-_FIRST_WORD = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(\w+)", re.DOTALL)
-_WRITES = frozenset({"insert", "update", "delete", "merge", "with"})
-
-
-def _first_word(sql: str) -> str:
-    found = _FIRST_WORD.match(sql)
-    return found[1].lower() if found else ""
-
-
-@lru_cache(maxsize=1000)
-def _is_copy(sql: str) -> bool:
-    """It would turn the conversation around, for everybody on the connection."""
-    return _first_word(sql) == "copy"
-
-
-@lru_cache(maxsize=1000)
-def is_groupable(sql: str) -> bool:
-    """Whether it can run in a transaction together with others."""
-    return _first_word(sql) in _WRITES
-
-
-def check_groupable(sql: str) -> None:
-    """Refuse what would end or forbid the transaction of the others."""
-    if not is_groupable(sql):
-        raise CallerError(
-            f"Only INSERT, UPDATE, DELETE and MERGE can be grouped, not {sql[:40]!r}.", fix="Leave out grouped=True."
-        )
-
-
 class Skipped(psycopg.Error):
     """The server did not run it, because of a failure before it."""
+
+
+def _is_stale(outcome: "Outcome") -> bool:
+    """Whether a prepared statement is gone (DEALLOCATE, DISCARD), or a table that it uses was altered.
+
+    The server says so before it runs anything of it. Inside of a function the same may come after some effect.
+    """
+    if not isinstance(outcome, errors.InvalidSqlStatementName | errors.FeatureNotSupported):
+        return False
+    is_gone = isinstance(outcome, errors.InvalidSqlStatementName)
+    return (is_gone or outcome.diag.source_function == "RevalidateCachedQuery") and outcome.diag.context is None
 
 
 Outcome = Answer | psycopg.Error
@@ -138,11 +121,56 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         self._kept: OrderedDict[_Shape, _Kept] = OrderedDict()
         self._seen: OrderedDict[_Shape, None] = OrderedDict()
         self._names = 0
+        self._unwanted: list[bytes] = []
+        """Prepared statements that the server still has and nobody uses any more."""
+        self.is_marked = False
+        """Its session is not what it was (see `texts`), so nobody else may have it."""
         self.timeline = 0
         """Of the server, when it was connected."""
         self.is_committing = False
         """COMMIT was sent, or is about to be: if it breaks now nobody knows."""
         self.marker = Marker()
+
+    async def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False
+    ) -> psycopg.AsyncCursor[Row]:
+        """Run one statement; once more, unprepared, if it was prepared for a table that has changed since."""
+        if isinstance(query, str) and trace_of(query) is Trace.SESSION:
+            self.is_marked = True
+        try:
+            return await super().execute(query, params, prepare=prepare, binary=binary)
+        except psycopg.Error as error:
+            if not _is_stale(error):
+                raise
+            self.is_marked = True  # the driver does not forget what it prepared
+            if self.is_in_transaction:
+                raise
+            return await super().execute(query, params, prepare=False, binary=binary)
+        except _UNWRITABLE as error:
+            raise psycopg.DataError(str(error)) from error
+
+    @property
+    def is_in_transaction(self) -> bool:
+        """Whether a transaction is open, be it one that an error has ended."""
+        return self.is_aborted or self.pgconn.transaction_status == pq.TransactionStatus.INTRANS
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether an error was met in the open transaction, so that the server turns its COMMIT into a ROLLBACK."""
+        return self.pgconn.transaction_status == pq.TransactionStatus.INERROR
+
+    def check_done(self) -> None:
+        """Raise if a statement outside of a transaction has begun one: it ends with the loan."""
+        if self.is_in_transaction:
+            raise StatementRefused(
+                "The statement leaves a transaction open, which was rolled back.",
+                fix="Use `async with db.transaction()` in place of BEGIN.",
+            )
+
+    async def prepare_transaction(self, gid: str) -> bool:
+        """Prepare the open transaction for a two-phase commit. False: it could not be, and was rolled back."""
+        cursor = await self.execute(_with_literals(("PREPARE TRANSACTION ", ""), (gid,)))
+        return cursor.statusmessage == "PREPARE TRANSACTION"
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to end what runs; psycopg does when a task is cancelled, which a frozen one must not hold."""
@@ -151,7 +179,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
     async def introduce(self, query: str, settings: Mapping[str, str]) -> Row:
         """The only row of a query, with settings of the session made on the way."""
         setting = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in settings.items())
-        cursor = await self.execute(f"SELECT *, {setting} FROM ({query}) AS introduced")  # noqa: S608 - of our own
+        cursor = await super().execute(f"SELECT *, {setting} FROM ({query}) AS introduced")  # noqa: S608 - of our own
         row = await cursor.fetchone()
         assert row is not None
         return row
@@ -173,8 +201,9 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
 
     def was_demoted(self, error: DriverError) -> bool:
         """Whether the server refused a write because it is a standby by now."""
-        is_on_standby = self.pgconn.parameter_status(b"in_hot_standby") == b"on"
-        return is_on_standby and isinstance(error, errors.ReadOnlySqlTransaction)
+        if self.closed or not isinstance(error, errors.ReadOnlySqlTransaction):
+            return False
+        return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
 
     def sever(self) -> None:
         """End the conversation so that whoever waits for an answer reads the end of it."""
@@ -210,6 +239,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         """Rows as the server sends them. An older libpq hands them out one by one; then the blocks form here."""
         size = block_rows if psycopg.capabilities.has_stream_chunked() else 1
         block: list[Row] = []
+        self.is_marked |= trace_of(text) is Trace.SESSION
         async with self.cursor() as cursor:
             try:
                 stream = cast("AsyncGenerator[Row, None]", cursor.stream(text, params or None, size=size))
@@ -235,7 +265,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         outcomes, calls = self._calls(questions)
         await self._round(calls)
         for _ in range(2):
-            left = [call for call in calls if isinstance(call.outcome, (Skipped, *_STALE))]
+            left = [call for call in calls if isinstance(call.outcome, Skipped) or _is_stale(call.outcome)]
             if not left:
                 break
             self._forget_stale(calls)
@@ -266,7 +296,8 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
                 continue
             await self._command(b"ROLLBACK")
             self._forget_stale(left)
-            left = [call for call in left if call.outcome is not error or isinstance(error, (Skipped, *_STALE))]
+            if not (isinstance(error, Skipped) or _is_stale(error)):
+                left = [*left[:refused], *left[refused + 1 :]]
             has_savepoints = True
         if before is _UNDO_ROW:
             # The last row was refused; what the transaction holds is that of the others.
@@ -297,19 +328,32 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         calls: list[_Call] = []
         dumping = self._dumping
         for index, (sql, params, row_kind) in enumerate(questions):
-            if _is_copy(sql):
-                outcomes[index] = psycopg.NotSupportedError("COPY is not a statement that has rows")
-                continue
-            if not params:
-                calls.append(_Call((sql, ()), row_kind, (), None))
-                continue
             try:
+                self._check(sql, params)
+                if not params:
+                    calls.append(_Call((sql, ()), row_kind, (), None))
+                    continue
                 values = dumping.dump_sequence(params, [PyFormat.AUTO] * len(params))
             except psycopg.Error as error:
                 outcomes[index] = error
+            except _UNWRITABLE as error:
+                outcomes[index] = psycopg.DataError(str(error))
             else:
                 calls.append(_Call((sql, dumping.types or ()), row_kind, values, dumping.formats))
         return outcomes, calls
+
+    def _check(self, sql: str, params: Params) -> None:
+        """Refuse what libpq would refuse in the middle of a trip, at the cost of everybody in it."""
+        if is_copy(sql):
+            raise psycopg.NotSupportedError("COPY is not a statement that has rows")
+        if len(params) > _PARAMETERS_MAX:
+            raise psycopg.ProgrammingError(
+                f"there are {len(params)} parameters, and at most {_PARAMETERS_MAX} can be sent"
+            )
+        if not sql.isascii():
+            sql.encode(self.info.encoding)
+        if trace_of(sql) is Trace.SESSION:
+            self.is_marked = True
 
     async def _round(
         self,
@@ -360,7 +404,8 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
     def _send(self, call: _Call, *, may_prepare: bool) -> int:
         """Hand a call to libpq; how many results it will have."""
         pgconn, shape = self.pgconn, call.shape
-        kept = call.kept = self._kept.get(shape)
+        # What is sent a second time goes unprepared: what was prepared may be why.
+        kept = call.kept = self._kept.get(shape) if may_prepare else None
         call.is_fresh = False
         if kept is not None:
             self._kept.move_to_end(shape)
@@ -389,20 +434,27 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         return False
 
     def _make_room(self) -> int:
-        if len(self._kept) < _PREPARED_MAX:
-            return 0
-        _, oldest = self._kept.popitem(last=False)
-        self.pgconn.send_query_params(b"DEALLOCATE " + oldest.name, None)
-        return 1
+        if len(self._kept) >= _PREPARED_MAX:
+            self._unwanted.append(self._kept.popitem(last=False)[1].name)
+        for name in self._unwanted:
+            self.pgconn.send_query_params(b"DEALLOCATE " + name, None)
+        sent = len(self._unwanted)
+        self._unwanted.clear()
+        return sent
 
     def _forget_stale(self, calls: Sequence[_Call]) -> None:
-        """After a statement that the server has no more, or not as it was, all are prepared anew."""
+        """What the server has no more, or not as it was, is prepared anew."""
         first = _first_refused(calls)
-        # Where the first that failed was only skipped, what failed was to make room for it.
-        if any(isinstance(call.outcome, _STALE) for call in calls) or (
+        for call in calls:
+            is_changed = isinstance(call.outcome, errors.FeatureNotSupported) and _is_stale(call.outcome)
+            if is_changed and (kept := self._kept.pop(call.shape, None)) is not None:
+                self._unwanted.append(kept.name)
+        # Where the first that failed was only skipped, what failed was to make room for it: somebody threw all away.
+        if any(isinstance(call.outcome, errors.InvalidSqlStatementName) for call in calls) or (
             first is not None and isinstance(calls[first].outcome, Skipped)
         ):
             self._kept.clear()
+            self._unwanted.clear()
 
     def _outcome(self, call: _Call, results: Sequence[Any]) -> Outcome:
         result = results[call.position]

@@ -44,6 +44,16 @@ class Pool(AsyncConnectionPool[PipelinedConnection]):
             else:
                 connection.sever()  # not cancelled: psycopg would first wait for the server to agree
 
+    async def take_back(self, connection: PipelinedConnection) -> None:
+        """A borrowed connection is free again, if it may have another borrower at all."""
+        if connection.is_marked or connection.is_in_transaction:
+            # Closed rather than rolled back: a caller that is cancelled while it waits for that would lose it.
+            await connection.close()
+        if self.is_over:
+            await self.discard(connection)
+        else:
+            await self.putconn(connection)
+
     async def discard(self, connection: PipelinedConnection) -> None:
         """Close a borrowed connection and put none in its place."""
         async with self._lock:

@@ -18,9 +18,9 @@ from headrace.database.postgres.pipeline import (
     PipelinedConnection,
     Question,
     RowKind,
-    check_groupable,
 )
 from headrace.database.postgres.rows import Row, row_of
+from headrace.database.postgres.texts import check_groupable
 from headrace.errors import DatabaseUnavailable, HeadraceError, OutcomeUnknown
 
 READS_MAX: Final = 32

@@ -27,14 +27,12 @@ from headrace.database.placement.keys import Key
 from headrace.database.postgres.nodes import Node
 from headrace.database.postgres.pipeline import Params
 from headrace.database.postgres.rows import Row
-from headrace.database.postgres.transaction import Pieces, Transaction
+from headrace.database.postgres.transaction import Transaction
 from headrace.errors import (
     BackendError,
-    BugError,
     CallerError,
     ConfigError,
     DatabaseUnavailable,
-    HeadraceError,
     OutcomeUnknown,
     StatementFailed,
     StatementRefused,
@@ -69,7 +67,7 @@ _PARTS: Final = """
 SELECT gid, extract(epoch FROM now() - prepared)::float8 FROM pg_prepared_xacts
 WHERE database = current_database() AND starts_with(gid, 'headrace:')"""
 _ROOM: Final = "SELECT current_setting('max_prepared_transactions')::int"
-_LEASE: Final = "SELECT pg_try_advisory_xact_lock($1)"
+_VERBS: Final = {True: "COMMIT", False: "ROLLBACK"}
 _GONE, _BUSY, _NO_TABLE = "42704", "55000", "42P01"
 
 
@@ -172,7 +170,7 @@ class TwoPhase:
                 for name in spanning.texts:
                     part = Part(names[0], id, name)
                     prepared.append(part)  # before it is: if the answer is lost, it may be
-                    await parts[name].run(Pieces(("PREPARE TRANSACTION ", ""), (part.gid,)))
+                    await parts[name].prepare(part.gid)
         except BaseException:
             if prepared:
                 # Nobody has decided to commit, so nobody has to be asked; what is not reached recovery will undo.
@@ -205,9 +203,10 @@ class TwoPhase:
                     await transaction.execute(_DURABLY)
                     await transaction.execute(_DECIDE, part.id, is_committed)
                 rows = await node.fetch(_DECISION, (part.id,), read_only=True)
-                return bool(rows[0][0])
-            except BackendError as error:
-                if self._clock.monotonic() >= ends:
+                if rows:  # else it was made, carried out and forgotten since
+                    return bool(rows[0][0])
+            except (BackendError, CallerError) as error:
+                if isinstance(error, CallerError) or self._clock.monotonic() >= ends:
                     raise OutcomeUnknown(
                         f"The decision on transaction {part.id} was not heard from {node.name}: {error.message}",
                         fix=f"Recovery ends it alike on all shards: see headrace_decisions on {node.name}.",
@@ -217,27 +216,24 @@ class TwoPhase:
     async def _end(self, parts: Sequence[Part], *, is_committed: bool, wait_s: float | None = None) -> list[str]:
         """Commit or undo parts; the shards where that could not be done within the time."""
         wait_s = self._config.resolve_wait_s if wait_s is None else wait_s
-        verb = "COMMIT" if is_committed else "ROLLBACK"
-        done = await asyncio.gather(*(self._end_one(part, verb, wait_s) for part in parts))
-        return [part.shard for part, is_done in zip(parts, done, strict=True) if not is_done]
+        done = await asyncio.gather(*(self._end_one(part, _VERBS[is_committed], wait_s) for part in parts))
+        return [part.shard for part, is_done in zip(parts, done, strict=True) if is_done is False]
 
-    async def _end_one(self, part: Part, verb: str, wait_s: float) -> bool:
+    async def _end_one(self, part: Part, verb: str, wait_s: float) -> bool | None:
+        """True: done; None: somebody who obeyed the same decision was first; False: it could not be done."""
         ends = self._clock.monotonic() + wait_s
         quoted = part.gid.replace("'", "''")
         while True:
             try:
                 await self._nodes[part.shard].execute(f"{verb} PREPARED '{quoted}'")
                 return True
-            except StatementFailed as error:
-                if error.sqlstate == _GONE:
-                    return True  # by somebody who obeyed the same decision
-                if error.sqlstate != _BUSY:
-                    raise
-            except BackendError:
-                if self._clock.monotonic() >= ends:
+            except (BackendError, CallerError) as error:
+                sqlstate = error.sqlstate if isinstance(error, StatementFailed) else None
+                if sqlstate == _GONE:
+                    return None
+                is_hopeless = isinstance(error, CallerError) and sqlstate != _BUSY
+                if is_hopeless or self._clock.monotonic() >= ends:
                     return False
-            if self._clock.monotonic() >= ends:
-                return False
             await self._clock.sleep(_PAUSE_S)
 
     async def _forget(self, part: Part) -> None:
@@ -245,7 +241,7 @@ class TwoPhase:
         try:
             await self._nodes[part.decision_shard].execute(_FORGET, (part.id,))
         except BackendError:
-            return  # recovery forgets the old ones
+            return
 
     async def _check_able(self, name: str, decision_shard: str) -> None:
         if len(Part(decision_shard, uuid.UUID(int=0), name).gid.encode()) > _GID_BYTES_MAX:
@@ -285,36 +281,33 @@ class TwoPhase:
         old = [(part, age_s) for part, age_s in found if part is not None and age_s >= _YOUNG_S]
         if not old:
             return
-        async with node.transaction() as lease:
-            if not (await lease.fetch(_LEASE, _LOCK))[0][0]:
-                return  # another process is at it
-            ended = {True: 0, False: 0}
-            for part, age_s in old:
-                verdict = await self._recover_part(part, age_s)
-                if verdict is not None:
-                    ended[verdict] += 1
+        # Several processes may be at it: each part is ended by one of them, and all obey the same decision.
+        ended, left = {True: 0, False: 0}, 0
+        for part, age_s in old:
+            verdict = await self._verdict(part, age_s)
+            is_done = verdict is not None and await self._end_one(part, _VERBS[verdict], 0.0)
+            if is_done and verdict is not None:
+                ended[verdict] += 1
+            elif is_done is False:
+                left += 1
         if any(ended.values()):
             self._observer.on(TransactionsRecovered(node.name, committed=ended[True], rolled_back=ended[False]))
         oldest_s = max(age_s for _, age_s in old)
-        if len(old) > sum(ended.values()) and oldest_s >= self._config.two_phase_alert_s:
-            self._observer.on(TransactionsInDoubt(node.name, len(old) - sum(ended.values()), oldest_s))
+        if left and oldest_s >= self._config.two_phase_alert_s:
+            self._observer.on(TransactionsInDoubt(node.name, left, oldest_s))
 
-    async def _recover_part(self, part: Part, age_s: float) -> bool | None:
-        """How the part was ended; None: it was not."""
+    async def _verdict(self, part: Part, age_s: float) -> bool | None:
+        """How the part has to end; None: nobody may say yet."""
         decider = self._nodes.get(part.decision_shard)
         if decider is None or part.shard not in self._nodes:
             return None  # of another cluster on the same database, or of a shard that was taken out: told by its age
         try:
             decided = await self._decision(decider, part)
             verdict = due(is_committed=decided, age_s=age_s, abandoned_s=self._config.two_phase_abandoned_s)
-            if verdict is None:
-                return None
-            if decided is None:
-                verdict = await self._decide(part, is_committed=False)
-            return verdict if not await self._end([part], is_committed=verdict, wait_s=0.0) else None
-        except HeadraceError as error:
-            if isinstance(error, BugError):
-                raise
+            if verdict is None or decided is not None:
+                return verdict
+            return await self._decide(part, is_committed=False)
+        except (BackendError, CallerError):
             return None  # its decision shard is not reached: nobody may guess
 
     async def _decision(self, node: Node, part: Part) -> bool | None:

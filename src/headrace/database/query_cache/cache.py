@@ -13,6 +13,7 @@ Reads that fill the cache go to the primary: a standby's snapshot does not say w
 
 import asyncio
 import contextvars
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,9 +31,10 @@ from headrace.database.query_cache.changes import ChangeStream
 from headrace.database.query_cache.key import Context, Namer
 from headrace.database.query_cache.shard import ShardView
 from headrace.database.query_cache.stored import Stored, read
-from headrace.database.query_cache.text import QueryText, is_momentary, read_text, written_tables
+from headrace.database.query_cache.text import READ_MAX, QueryText, is_momentary, read_text, written_tables
 from headrace.database.query_cache.worth import Worth, lifetime_s
 from headrace.database.query_policy import TTL_MAX_S, QueryCacheConfig, QueryPolicy
+from headrace.errors import NotOpen
 from headrace.events import Observer, QueryNotCached
 
 K = TypeVar("K")
@@ -124,6 +126,8 @@ class _Known:
     learnt_at: float
     is_simple: bool
     """Nothing but its parameters can forbid it."""
+    is_private: bool = False
+    """Other processes cannot read its results, so their names are this process's own."""
     too_large_until: float = float("-inf")
 
 
@@ -153,11 +157,14 @@ class QueryCache:
         self._renewals: dict[str, asyncio.Task[Stored]] = {}
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._written: OrderedDict[str, frozenset[str] | None] = OrderedDict()
+        self._own = secrets.token_bytes(16)
         self._worth = Worth(config.memory_bytes_max)
+        self._is_closed = False
         self._hits = self._misses = self._outdated = self._refused = self._loads = self._too_large = 0
 
     async def close(self) -> None:
         """End what is under way, and the change streams."""
+        self._is_closed = True
         tasks = [*self._analyses.values(), *self._renewals.values()]
         for task in tasks:
             task.cancel()
@@ -176,24 +183,24 @@ class QueryCache:
                 entry, now = self._cache.entry_lookup(name), self._now()
                 if entry is not None and entry.attention_at > now:
                     stored = entry.value
-                    if self._views[shard].is_usable(stored, policy, now) and (rows := stored.rows) is not None:
+                    if self._views[shard].is_usable(stored, policy, now) and (rows := stored.answer()) is not None:
                         self._hits += 1
                         self._worth.use(name)
-                        return cast("list[Row]", rows.copy())
+                        return cast("list[Row]", rows)
         return await self._miss(shard, sql, params, policy)
 
     async def _held(self, name: str, shard: str, policy: QueryPolicy) -> list[Row] | None:
         stored: Stored | None = await self._cache.get(name, type=Stored)
         if stored is None or not self._views[shard].is_usable(stored, policy, self._now()):
             return None
-        rows = stored.rows
+        rows = stored.answer()
         if rows is None:
             return None
         self._hits += 1
         if name not in self._worth:
             self._weigh(name, stored)  # it came from the shared tier
         self._worth.use(name)
-        return rows.copy()
+        return rows
 
     async def _miss(self, shard: str, sql: str, params: Sequence[Any], policy: QueryPolicy) -> list[Row] | None:
         known = await self._learnt(shard, sql, params)
@@ -214,14 +221,23 @@ class QueryCache:
             is_own = renewal is None
             if renewal is None:
                 renewal = self._renew(name, shard, sql, params, policy, known)
-            # A caller that is cancelled leaves the load to the others.
-            stored = await asyncio.shield(renewal)
-            rows = stored.rows
+            stored = await self._shared(renewal)
             # What another call began to load may lack what was written before this one.
-            if rows is not None and (is_own or self._views[shard].is_usable(stored, policy, self._now())):
-                return rows.copy()
+            if is_own or self._views[shard].is_usable(stored, policy, self._now()):
+                rows = stored.answer()
+                if rows is not None:
+                    return rows
         stored = await self._read(shard, sql, params, known)
-        return stored.rows or []
+        return stored.answer() or []
+
+    async def _shared(self, task: asyncio.Task[T]) -> T:
+        """What comes of it; a caller that is cancelled leaves it to the others."""
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if self._is_closed and task.cancelled():
+                raise NotOpen("The Database was closed while the query ran.") from None
+            raise
 
     def _renew(
         self, name: str, shard: str, sql: str, params: Sequence[Any], policy: QueryPolicy, known: _Known
@@ -283,17 +299,25 @@ class QueryCache:
             cost_s=cost_s,
             life_s=lifetime_s(cost_s, known.text.complexity, longest_s=TTL_MAX_S),
             tables=analysis.tables,
-            names=analysis.names,
+            names=analysis.writers,
             columns=reading.columns,
             types=reading.types,
             cells=reading.cells if reading.is_portable else None,
+            size=reading.size,
         )
         stored.__dict__["rows"] = reading.rows
         is_large = len(reading.rows) > self._config.result_rows_max or stored.size > self._config.result_bytes_max
         if is_large:
             self._too_large += 1
             known.too_large_until = self._now() + TOO_LARGE_S
-        # A session may have been told another search_path since; the name stands for the one that was analysed.
+        if state.context != known.context:
+            self._forget(shard, sql, known)  # a session was told another search_path since
+        if not reading.is_portable and not known.is_private:
+            # Processes that cannot read each other's results would delete them from the shared tier in turn.
+            known.is_private = True
+            known.namer = Namer(shard, known.context, known.text.text, known.analysis.structure + self._own)
+            stored.kept = False
+        # The name stands for the session that was analysed.
         if is_large or not state.lineage or state.has_temporary or state.context != known.context:
             stored.kept, stored.cells = False, None
         return stored
@@ -315,12 +339,13 @@ class QueryCache:
             return "a table has row security, which may look at settings that no key knows"
         if known.too_large_until > self._now():
             return "its result was too large"
-        if any(isinstance(value, str) and is_momentary(value) for value in params):
+        if is_momentary(params):
             return "a parameter may be read as a moment that moves"
         return None
 
     def _refuse(self, sql: str, reason: str) -> None:
         self._refused += 1
+        sql = sql[:READ_MAX]
         if (sql, reason) not in self._told:
             self._told[sql, reason] = None
             if len(self._told) > self._config.statements_max:
@@ -334,9 +359,11 @@ class QueryCache:
         key = (shard, sql)
         known = self._known.get(key)
         stream = self._views[shard].stream
-        is_told = stream is not None and stream.state().is_live
-        if known is not None and (is_told or self._now() - known.learnt_at <= ANALYSIS_MAX_S):
-            return known
+        if known is not None:
+            # Of what is refused nobody follows the structure.
+            is_told = stream is not None and stream.state().is_live and known.analysis.reason is None
+            if is_told or self._now() - known.learnt_at <= ANALYSIS_MAX_S:
+                return known
         text = known.text if known is not None else read_text(sql)
         if text.reason is not None:
             return text.reason
@@ -345,7 +372,7 @@ class QueryCache:
             task = asyncio.get_running_loop().create_task(self._analyse(shard, sql, params, text))
             self._analyses[key] = task
             task.add_done_callback(partial(_settle, self._analyses, key))
-        return await asyncio.shield(task)
+        return await self._shared(task)
 
     async def _analyse(self, shard: str, sql: str, params: Sequence[Any], text: QueryText) -> _Known:
         view = self._views[shard]
@@ -356,7 +383,8 @@ class QueryCache:
             analysis = Analysis("standard_conforming_strings is off")
         view.learn(state, sent)
         is_simple = analysis.reason is None and not analysis.has_row_security
-        known = _Known(text, analysis, state.context, Namer(shard, state.context, text.text), self._now(), is_simple)
+        namer = Namer(shard, state.context, text.text, analysis.structure)
+        known = _Known(text, analysis, state.context, namer, self._now(), is_simple)
         self._known[shard, sql] = known
         if len(self._known) > self._config.statements_max * len(self._shards):
             self._known.popitem(last=False)
@@ -375,7 +403,7 @@ class QueryCache:
                 publication=self._config.publication,
                 may_publish=self._config.publish,
                 heartbeat_s=self._config.heartbeat_s,
-                on_probe=view.probe,
+                on_probe=view.beat,
                 on_structure=lambda names: self._restructured(shard, names),
                 clock=self._clock,
                 observer=self._observer,
@@ -384,10 +412,14 @@ class QueryCache:
         view.stream.follow(analysis.publish, analysis.digests)
 
     def _restructured(self, shard: str, names: set[str]) -> None:
-        """Tables or views of these names were altered: what is known of queries over them is not true any more."""
+        """What has these names was altered: what is known of queries over it is not true any more."""
         for key, known in list(self._known.items()):
-            if key[0] == shard and not names.isdisjoint(known.analysis.names):
+            if key[0] == shard and not names.isdisjoint(known.analysis.digests):
                 del self._known[key]
+
+    def _forget(self, shard: str, sql: str, known: _Known) -> None:
+        if self._known.get((shard, sql)) is known:
+            del self._known[shard, sql]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -403,7 +435,14 @@ class QueryCache:
             if tables is None:
                 self._known.clear()  # it may have been DDL
 
+    def flush(self) -> None:
+        """Keys may have another home: no result from before now answers any more."""
+        for view in self._views.values():
+            view.flush(self._now())
+
     def _targets(self, sql: str) -> frozenset[str] | None:
+        if len(sql) > READ_MAX:
+            return written_tables(sql)
         if sql not in self._written:
             self._written[sql] = written_tables(sql)
             if len(self._written) > self._config.statements_max:

@@ -5,6 +5,7 @@ holds a lock on every relation that it has parsed, rewritten and planned. So the
 the locks are read. No parser of ours can miss a table.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -44,9 +45,17 @@ WHERE proname = ANY($2) AND pronargs = 1 AND provolatile <> 'i'
       AND proargtypes[0] IN (SELECT reltype FROM pg_catalog.pg_class WHERE oid = ANY($4::bigint[]) AND reltype <> 0)
 UNION ALL SELECT 'operator ' || oprname, provolatile = 'v', false
 FROM pg_catalog.pg_operator AS o JOIN pg_catalog.pg_proc AS p ON p.oid = o.oprcode
-WHERE oprname = ANY($3) AND oprnamespace <> 'pg_catalog'::regnamespace AND provolatile <> 'i'"""
+WHERE oprname = ANY($3) AND oprnamespace <> 'pg_catalog'::regnamespace AND provolatile <> 'i'
+UNION ALL SELECT 'aggregate ' || c.proname, p.provolatile = 'v', false
+FROM pg_catalog.pg_aggregate AS a JOIN pg_catalog.pg_proc AS c ON c.oid = a.aggfnoid
+JOIN pg_catalog.pg_proc AS p ON p.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn)
+WHERE c.proname = ANY($1) AND c.oid >= 16384 AND p.provolatile <> 'i'
+UNION ALL SELECT 'the cast to ' || t.typname, p.provolatile = 'v', false
+FROM pg_catalog.pg_cast AS c JOIN pg_catalog.pg_proc AS p ON p.oid = c.castfunc
+JOIN pg_catalog.pg_type AS t ON t.oid = c.casttarget
+WHERE c.oid >= 16384 AND p.provolatile <> 'i' AND (t.typname = ANY($2) OR c.castcontext <> 'e')"""
 STRUCTURE: Final = """
-SELECT c.relname::text, md5(string_agg(concat_ws(',', c.oid, c.xmin, (
+SELECT w.name, md5(concat((SELECT string_agg(concat_ws(',', c.oid, c.xmin, n.xmin, (
            SELECT string_agg(a.xmin::text, '.' ORDER BY a.attnum) FROM pg_catalog.pg_attribute AS a
            WHERE a.attrelid = c.oid AND a.attnum > 0), (
            SELECT string_agg(r.xmin::text, '.' ORDER BY r.oid) FROM pg_catalog.pg_rewrite AS r
@@ -54,10 +63,26 @@ SELECT c.relname::text, md5(string_agg(concat_ws(',', c.oid, c.xmin, (
            SELECT string_agg(i.inhrelid::text, '.' ORDER BY i.inhrelid) FROM pg_catalog.pg_inherits AS i
            WHERE i.inhparent = c.oid), (
            SELECT string_agg(p.xmin::text, '.' ORDER BY p.oid) FROM pg_catalog.pg_policy AS p
-           WHERE p.polrelid = c.oid)), ';' ORDER BY c.oid)),
-       pg_snapshot_xmax(pg_current_snapshot())::text::bigint
-FROM pg_catalog.pg_class AS c WHERE c.relname = ANY($1) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') GROUP BY 1"""
-"""A digest of everything of this name, in all schemas: a table that hides another through search_path is a change."""
+           WHERE p.polrelid = c.oid)), ';' ORDER BY c.oid)
+       FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+       WHERE c.relname = w.name::name AND c.relkind IN ('r', 'p', 'v', 'm', 'f')), '/', (
+       SELECT string_agg(concat_ws(',', f.oid, f.xmin, n.xmin), ';' ORDER BY f.oid)
+       FROM pg_catalog.pg_proc AS f JOIN pg_catalog.pg_namespace AS n ON n.oid = f.pronamespace
+       WHERE f.proname = w.name::name)))
+FROM unnest($1::text[]) AS w(name)"""
+"""A digest of every table, view and function of a name, in all schemas: a table that hides another through search_path
+is a change, and so is a schema that takes the name of another, or a function with a new body."""
+WRITERS: Final = """
+WITH RECURSIVE written(oid) AS (
+    SELECT unnest($1::bigint[])::oid
+    UNION SELECT w.oid FROM written CROSS JOIN LATERAL (
+        SELECT i.inhparent FROM pg_catalog.pg_inherits AS i WHERE i.inhrelid = written.oid
+        UNION ALL SELECT r.ev_class FROM pg_catalog.pg_depend AS d JOIN pg_catalog.pg_rewrite AS r ON r.oid = d.objid
+        WHERE d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass
+            AND d.refobjid = written.oid) AS w(oid)
+)
+SELECT c.relname::text FROM written JOIN pg_catalog.pg_class AS c USING (oid)"""
+"""The names under which tables can be written: their own, those of their parents, and of views and rules over them."""
 
 _DETERMINED: Final = frozenset(
     [
@@ -148,12 +173,19 @@ class Analysis(NamedTuple):
     has_row_security: bool = False
     tables: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    writers: tuple[str, ...] = ()
+    """Names under which its tables can be written."""
     unfollowed: str | None = None
     """Why the change stream cannot tell of one of its tables."""
     publish: tuple[Relation, ...] = ()
     """The tables that a publication needs for it."""
     digests: Mapping[str, str] = {}
-    """By name, of STRUCTURE."""
+    """By the name of a table, view or function, of STRUCTURE."""
+
+    @property
+    def structure(self) -> bytes:
+        """Stands for all that it found: a result that was read under another structure is that of another query."""
+        return hashlib.blake2b(repr((self.tables, sorted(self.digests.items()))).encode(), digest_size=16).digest()
 
 
 async def analyse(
@@ -175,8 +207,9 @@ async def analyse(
         texts = [text, *(read_text(each.definition) for each in relations if each.definition is not None)]
         asked = (*(sorted(names) for names in _used(texts)), oids)
         functions = await (await connection.execute(FUNCTIONS, asked)).fetchall()
-        names = sorted({relation.name for relation in relations})
-        digests = await (await connection.execute(STRUCTURE, (names,))).fetchall()
+        names = {relation.name for relation in relations}
+        digests = await (await connection.execute(STRUCTURE, (sorted(names.union(asked[0])),))).fetchall()
+        writers = await (await connection.execute(WRITERS, (oids,))).fetchall()
     reason = next((each.reason for each in texts if each.reason), None) or _forbidden(relations, functions)
     if reason is not None:
         return state, Analysis(reason)
@@ -184,10 +217,11 @@ async def analyse(
         None,
         has_row_security=any(relation.has_row_security for relation in relations),
         tables=tuple(relation.oid for relation in relations if relation.kind in {"r", "p"}),
-        names=tuple(names),
+        names=tuple(sorted(names)),
+        writers=tuple(sorted(names.union(row[0] for row in writers))),
         unfollowed=_unfollowed(relations),
         publish=_publishable(relations),
-        digests={name: digest for name, digest, _ in digests},
+        digests={name: digest for name, digest in digests},
     )
 
 

@@ -52,25 +52,31 @@ SELECT current_setting('wal_level'), current_setting('max_slot_wal_keep_size'), 
 _PUBLISHED: Final = """
 WITH RECURSIVE down(oid) AS (
     SELECT r.prrelid FROM pg_catalog.pg_publication_rel AS r
-    JOIN pg_catalog.pg_publication AS p ON p.oid = r.prpubid WHERE p.pubname = $1
+    JOIN pg_catalog.pg_publication AS p ON p.oid = r.prpubid WHERE p.pubname = $1 AND r.prqual IS NULL
     UNION SELECT i.inhrelid FROM down JOIN pg_catalog.pg_inherits AS i ON i.inhparent = down.oid
     JOIN pg_catalog.pg_class AS c ON c.oid = i.inhrelid AND c.relispartition
 )
 SELECT (SELECT puballtables FROM pg_catalog.pg_publication WHERE pubname = $1),
        (SELECT coalesce(array_agg(oid::bigint), '{}') FROM down),
-       (SELECT xmin::text FROM pg_catalog.pg_publication WHERE pubname = $1)"""
+       (SELECT xmin::text FROM pg_catalog.pg_publication WHERE pubname = $1),
+       (SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate FROM pg_catalog.pg_publication
+        WHERE pubname = $1)"""
+"""A table of which only some rows are published is not published."""
 _BASE: Final = """
 SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        (SELECT system_identifier FROM pg_control_system())::text || '/'
-       || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)"""
+       || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), extract(epoch FROM now())::float8"""
 _BEAT: Final = "SELECT pg_logical_emit_message({}), extract(epoch FROM clock_timestamp())::float8"
 _DATA: Final = struct.Struct(">cqqq")
 _KEEPALIVE: Final = struct.Struct(">cqqB")
 _STATUS: Final = struct.Struct(">cqqqqB")
 
 
-_Publication = tuple[bool | None, frozenset[int], str | None]
-"""Whether it has all tables (None: there is no such publication), those that it has, and its version."""
+_Publication = tuple[bool | None, frozenset[int], str | None, bool | None]
+"""Whether it has all tables (None: there is no such publication), those that it has, its version, and whether it has
+every kind of change."""
+_DIFFERENT: Final = ""
+"""A digest that nothing has."""
 
 
 class _Impossible(Exception):
@@ -140,7 +146,9 @@ class ChangeStream:
 
     def follow(self, relations: Iterable[Relation], digests: Mapping[str, str]) -> None:
         """Tell of these tables too, whose structure was as in `digests` when a query was analysed."""
-        self.digests.update(digests)
+        for name, digest in digests.items():
+            # Of two analyses one is outdated, and nobody knows which: the next look finds a change, and forgets both.
+            self.digests[name] = digest if self.digests.get(name, digest) == digest else _DIFFERENT
         new = {relation.oid: relation for relation in relations if relation.oid not in self._wanted}
         self._wanted.update(new)
         if self._task is None or self._task.done():
@@ -161,7 +169,9 @@ class ChangeStream:
 
     def state(self) -> Followed:
         """How far it has come."""
-        return Followed(self._reason is None, self._reason, self.fresh_at, self._warning)
+        is_live = self._reason is None and self.fresh_at > float("-inf")
+        reason = None if is_live else self._reason or "it begins anew, for more tables"
+        return Followed(is_live, reason, self.fresh_at, self._warning)
 
     async def _run(self) -> None:
         wait_s = _RETRY_FIRST_S
@@ -240,13 +250,14 @@ class ChangeStream:
         self._slot = slot = f"headrace_{os.getpid()}_{secrets.token_hex(6)}"
         await _command(streaming, f"CREATE_REPLICATION_SLOT {slot} TEMPORARY LOGICAL pgoutput NOEXPORT_SNAPSHOT")
         # Of what is committed from here on, the slot tells. What ended before lies below the base.
-        base, lineage = await _row(beating, _BASE)
+        base, lineage, since = await _row(beating, _BASE)
         await _command(
             streaming,
             f"START_REPLICATION SLOT {slot} LOGICAL 0/0 (proto_version '1', "
             f"publication_names '{_quoted(self._publication)}', messages 'true')",
         )
-        self._ledger.begin(lineage=lineage, base=base, published=None if published[0] else published[1])
+        tables = None if published[0] else published[1]
+        self._ledger.begin(lineage=lineage, base=base, since=since, published=tables)
         await self._together(self._receive(streaming.pgconn), self._beat(beating, emitted, published))
 
     async def _together(self, *works: Any) -> None:
@@ -287,7 +298,9 @@ class ChangeStream:
 
     async def _publish(self, connection: AsyncConnection[Any]) -> None:
         name = _identifier(self._publication)
-        all_tables, oids, _ = await self._publication_facts(connection)
+        all_tables, oids, _, is_whole = await self._publication_facts(connection)
+        if is_whole is False:
+            raise _Impossible(f"the publication {name} leaves out inserts, updates, deletes or truncates")
         if all_tables is None and not self._may_publish:
             raise _Impossible(f"there is no publication {name}, and publish is off")
         if all_tables is None:
@@ -304,8 +317,8 @@ class ChangeStream:
                 self.unpublished[relation.oid] = _first_line(error)
 
     async def _publication_facts(self, connection: AsyncConnection[Any]) -> _Publication:
-        all_tables, oids, version = await _row(connection, _PUBLISHED, (self._publication,))
-        return all_tables, frozenset(oids), version
+        all_tables, oids, version, is_whole = await _row(connection, _PUBLISHED, (self._publication,))
+        return all_tables, frozenset(oids), version, is_whole
 
     # -- the heartbeat ------------------------------------------------------------------------------------------------
 
@@ -331,11 +344,10 @@ class ChangeStream:
             return
         expected = dict(self.digests)
         rows = await (await connection.execute(STRUCTURE, (list(expected),))).fetchall()
-        found = {name: digest for name, digest, _ in rows}
+        found = {name: digest for name, digest in rows}
         changed = {name for name, digest in expected.items() if found.get(name) != digest}
         if changed:
-            base, _ = await _row(connection, _BASE)
-            self._ledger.restructure(base)
+            self._ledger.restructure((await _row(connection, _BASE))[2])
             for name in changed:
                 self.digests.pop(name, None)
             self._on_structure(changed)

@@ -1,6 +1,6 @@
 """The name of a cached result: one for each answer that Postgres might give. Pure.
 
-    query:<shard>:<digest of context, normalised text, parameters with their types, declared reach>
+    query:<shard>:<digest of context, structure of what is read, normalised text, parameters with their types>
 
 Two calls share a name only if nothing that Postgres looks at differs: `1`, `1.0`, `True`, `'1'` and `Decimal(1)` are
 five parameters, and the same text under another search_path, role, database or setting is another query.
@@ -44,7 +44,7 @@ class Context(NamedTuple):
     database: str
     role: str
     settings: tuple[str, ...]
-    """The values of SETTINGS, in their order; after them those that a policy names."""
+    """The values of SETTINGS, in their order."""
 
     @property
     def digest(self) -> bytes:
@@ -95,9 +95,9 @@ class Namer:
 
     __slots__ = ("_begun", "_prefix")
 
-    def __init__(self, shard: str, context: Context, text: str) -> None:
+    def __init__(self, shard: str, context: Context, text: str, structure: bytes) -> None:
         self._prefix = f"query:{shard}:"
-        self._begun = hashlib.blake2b(context.digest + text.encode(), digest_size=20)
+        self._begun = hashlib.blake2b(context.digest + _encode(structure) + text.encode(), digest_size=20)
 
     def name(self, params: Sequence[Any]) -> str | None:
         """The name of the result for these parameters; None: a parameter cannot be part of a name."""

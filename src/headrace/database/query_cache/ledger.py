@@ -21,18 +21,22 @@ That the stream has told everything up to a moment is known from heartbeats: a m
 the log at a time t comes back after every transaction that was visible before t. So with a heartbeat of age a, what is
 good by the ledger is at most a old.
 
-What the stream cannot tell is covered by `base`. All transactions below it ended before the stream began, or before a
-structure changed; a result whose snapshot does not see all of them is refused. Ids are 64 bits wide here; the stream
-has 32 of them, and the others are those of the nearest id known.
+What the stream cannot tell is covered by `base` and `since`. All transactions below `base` ended before the stream
+began; a result whose snapshot does not see all of them is refused. So is one that was read before `since`, when the
+stream began or a structure was last found altered. Ids alone would not do: a server that crashes forgets the last ones
+that it gave out and gives them out again, and an alteration may be followed by reads before any other id is given.
+Ids are 64 bits wide here; the stream has 32 of them, and the others are those of the nearest id known.
 """
 
 from collections import deque
 from collections.abc import Iterable
 from enum import IntEnum
+from itertools import count
 from typing import Final, NamedTuple
 
 REMEMBERED: Final = 128
 """Transactions a table whose ids are remembered one by one. Of older ones only the highest id is."""
+_versions: Final = count(1)
 
 
 class Snapshot(NamedTuple):
@@ -83,36 +87,40 @@ class Ledger:
     def __init__(self) -> None:
         self.lineage: str | None = None
         """The system identifier and timeline that it holds for; None: there is no stream."""
-        self.version = 0
-        """Changes whenever something may have become invalid."""
+        self.version = next(_versions)
+        """Changes whenever something may have become invalid; no two ledgers ever have the same."""
         self._base = 0
+        self._since = 0.0
         self._near = 0
         self._tables: dict[int, _Changes] = {}
         self._published: frozenset[int] | None = frozenset()
 
-    def begin(self, *, lineage: str, base: int, published: frozenset[int] | None) -> None:
-        """A stream begins to tell of these tables (None: of all); `base` is above all ids that ended before that."""
+    def begin(self, *, lineage: str, base: int, since: float, published: frozenset[int] | None) -> None:
+        """A stream begins to tell of these tables (None: of all); `base` is above all ids that ended before that.
+
+        `since` is the time by then, on the server's clock.
+        """
         self.end()
-        self.lineage, self._base, self._near = lineage, base, base
+        self.lineage, self._base, self._near, self._since = lineage, base, base, since
         self._published = published
 
     def end(self) -> None:
         """The stream is lost: nothing is good by it any more."""
-        self.version += 1
+        self.version = next(_versions)
         self.lineage = None
         self._tables.clear()
         self._published = frozenset()
 
-    def restructure(self, base: int) -> None:
-        """A table or view was altered by a transaction below `base`."""
-        self.version += 1
-        self._base = max(self._base, base)
+    def restructure(self, since: float) -> None:
+        """A table or view was altered before this time, on the server's clock."""
+        self.version = next(_versions)
+        self._since = max(self._since, since)
 
     def note(self, xid: int, tables: Iterable[int]) -> None:
         """The transaction with this id, of which the lower 32 bits count, has changed these tables."""
         full = self._near + ((xid - self._near + 2**31) % 2**32 - 2**31)
         self._near = full
-        self.version += 1
+        self.version = next(_versions)
         for table in tables:
             self._tables.setdefault(table, _Changes()).add(full)
 
@@ -125,13 +133,14 @@ class Ledger:
         """Whether the stream tells of every one of these tables."""
         return self.lineage is not None and (self._published is None or self._published.issuperset(tables))
 
-    def judge(self, lineage: str, snapshot: Snapshot, tables: Iterable[int]) -> Verdict:
-        """What the stream says of a result that saw `snapshot` and was read from these tables."""
+    def judge(self, lineage: str, snapshot: Snapshot, tables: Iterable[int], *, read_at: float) -> Verdict:
+        """What the stream says of a result that saw `snapshot` and was read from these tables, from `read_at` on."""
         if lineage != self.lineage:
             return Verdict.UNKNOWN
         told = [changes for table in tables if (changes := self._tables.get(table)) is not None]
         if not all(snapshot.sees(xid) for changes in told for xid in changes.recent):
             return Verdict.STALE
-        if snapshot.xmin < self._base or any(snapshot.xmin <= changes.floor for changes in told):
+        floor = max((changes.floor for changes in told), default=0)
+        if read_at <= self._since or snapshot.xmin < self._base or snapshot.xmin <= floor:
             return Verdict.UNKNOWN
         return Verdict.GOOD if self.tells_of(tables) else Verdict.UNKNOWN

@@ -2,7 +2,7 @@
 
 Ages are told by the clock of the shard's server, which every process can read: a result says when its transaction
 began by that clock, and each answer of the server bounds what it shows now. So results of other machines have an age
-that no other clock can falsify; only a server whose clock is set back makes results look younger than they are.
+that no other clock can falsify. A server whose clock is set back ends all results from before that.
 """
 
 from collections.abc import Iterable
@@ -17,6 +17,8 @@ from headrace.database.query_policy import QueryPolicy
 
 CLOCK_MAX_S: Final = 60.0
 """How long an answer of the server tells its time: longer, and two clocks may have drifted apart by milliseconds."""
+CLOCK_BACK_S: Final = 1.0
+"""By so much the answers of two connections may overtake each other; a clock that goes further back was set."""
 WRITTEN_MAX: Final = 10_000
 """Tables whose last own write is remembered; beyond it all of them count as written now."""
 
@@ -41,6 +43,8 @@ class ShardView:
     def probe(self, told_at: float, sent: float) -> None:
         """The server's clock showed `told_at` at some moment after `sent`, of the monotonic clock."""
         if self._clock is None or sent >= self._clock[1]:
+            if self._clock is not None and told_at < self._clock[0] - CLOCK_BACK_S:
+                self._note(None, self._clock[0])  # it was set back: what was read before would look younger than it is
             self._clock = (told_at, sent)
             if self._unsettled is None or self._unsettled:
                 self._settle(told_at)
@@ -53,13 +57,28 @@ class ShardView:
 
     def learn(self, state: State, sent: float) -> None:
         """A read that was sent then told who the server is and what time it has."""
-        if state.lineage and state.lineage != self.lineage:
+        if state.lineage:
+            self._hear(state.lineage, state.read_at, sent)
+
+    def beat(self, told_at: float, sent: float) -> None:
+        """So did a heartbeat of the stream."""
+        if self.ledger.lineage is not None:
+            self._hear(self.ledger.lineage, told_at, sent)
+
+    def _hear(self, lineage: str, told_at: float, sent: float) -> None:
+        if lineage != self.lineage:
+            if self._clock is not None and sent < self._clock[1]:
+                return  # from before a failover that others have seen since
             if self.lineage is not None:
                 # After a failover the clock and the transaction ids are others, and what was written is not dated.
                 self._clock = None
                 self._unsettled = None
-            self.lineage = state.lineage
-        self.probe(state.read_at, sent)
+            self.lineage = lineage
+        self.probe(told_at, sent)
+
+    def flush(self, now: float) -> None:
+        """No result that was begun before now answers any more."""
+        self.wrote(None, now)
 
     # -- own writes ---------------------------------------------------------------------------------------------------
 
@@ -102,6 +121,8 @@ class ShardView:
         if latest is None or stored.lineage != self.lineage or not stored.kept:
             return False
         age = latest - stored.read_at
+        if age < 0:
+            return False  # the server's clock was set back
         ttl = policy.ttl
         if age > (stored.life_s if isinstance(ttl, UnsetType) else ttl) or not self._saw_own_writes(stored):
             return False
@@ -119,6 +140,6 @@ class ShardView:
         if notes.get("judged_at") == version:
             kept: Verdict = notes["verdict"]
             return kept
-        verdict = self.ledger.judge(stored.lineage, stored.seen, stored.tables)
+        verdict = self.ledger.judge(stored.lineage, stored.seen, stored.tables, read_at=stored.read_at)
         notes["judged_at"], notes["verdict"] = version, verdict
         return verdict

@@ -4,13 +4,19 @@ Kept as cells, a result survives the shared tier whole: what comes out of Redis 
 what comes out of Postgres. In memory the rows are made of them once.
 """
 
+import datetime
+import decimal
+import ipaddress
+import uuid
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from psycopg.adapt import Transformer
 from psycopg.pq import Format
+from psycopg.types.range import Range
 
 from headrace.database.postgres.pipeline import PipelinedConnection
 from headrace.database.postgres.rows import Row, row_of
@@ -32,6 +38,15 @@ SELECT set_config('transaction_read_only', 'on', true), pg_current_snapshot()::t
 _ZONED: Final = frozenset({1184, 1185, 1266, 1270, 3910, 3911, 4534, 6153})
 """Types whose values psycopg shows in the session's time zone."""
 _UTC: Final = frozenset({"UTC", "Etc/UTC", "GMT", "Etc/GMT"})
+_FORMS: Final = (("DateStyle", "ISO"), ("IntervalStyle", "postgres"), ("client_encoding", "UTF8"))
+"""How values have to be written for psycopg to read them without asking their connection: how each setting begins."""
+_FIXED: Final = frozenset(
+    {int, float, str, bytes, bool, type(None), decimal.Decimal, uuid.UUID, Range}
+    | {datetime.date, datetime.datetime, datetime.time, datetime.timedelta}
+    | {ipaddress.IPv4Address, ipaddress.IPv6Address, ipaddress.IPv4Network, ipaddress.IPv6Network}
+    | {ipaddress.IPv4Interface, ipaddress.IPv6Interface}
+)
+"""Values that nobody can change, so that all callers may have the same."""
 
 
 class State(NamedTuple):
@@ -73,6 +88,8 @@ class Stored(msgspec.Struct, dict=True):
     types: tuple[int, ...]
     cells: list[list[bytes | None]] | None
     """Row by row, in text form; None: other processes cannot read it as this one does."""
+    size: int
+    """Bytes of the cells."""
     kept: bool = True
     """False: it answers those who wait for it and nobody else."""
 
@@ -91,10 +108,16 @@ class Stored(msgspec.Struct, dict=True):
         """Which transactions the query saw, at least."""
         return Snapshot.read(self.snapshot)
 
-    @property
-    def size(self) -> int:
-        """Bytes of the cells."""
-        return sum(len(cell) for cells in self.cells or () for cell in cells if cell is not None)
+    def answer(self) -> list[Row] | None:
+        """The rows, for one caller to do with as he likes; None where they cannot be made of what is there."""
+        rows = self.rows
+        if rows is None or self._is_fixed:
+            return rows and rows.copy()
+        return deepcopy(rows)
+
+    @cached_property
+    def _is_fixed(self) -> bool:
+        return all(value.__class__ in _FIXED for row in self.rows or () for value in row)
 
 
 class Reading(NamedTuple):
@@ -109,8 +132,14 @@ class Reading(NamedTuple):
     @property
     def is_portable(self) -> bool:
         """Whether the cells alone say what the rows are."""
-        zone = self.state.context.settings[SETTINGS.index("TimeZone")]
-        return zone in _UTC or _ZONED.isdisjoint(self.types)
+        settings = dict(zip(SETTINGS, self.state.context.settings, strict=True))
+        is_plain = all(settings[name].startswith(form) for name, form in _FORMS)
+        return is_plain and (settings["TimeZone"] in _UTC or _ZONED.isdisjoint(self.types))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the cells."""
+        return sum(len(cell) for cells in self.cells for cell in cells if cell is not None)
 
 
 async def read(connection: PipelinedConnection, sql: str, params: Params) -> Reading:

@@ -1,5 +1,7 @@
 """Frames between host and worker, cut from a stream that the other side may have forged."""
 
+import math
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -57,6 +59,11 @@ def test_a_length_above_the_bound_is_refused_before_the_body_comes() -> None:
         raw("Done", 1, "completed", "text", None, 0.0, 0),
         raw("Done", 1, "failed", None, "x" * (frames.ERROR_CHARACTERS_MAX + 1), 0.0, 0),
         raw("Done", 1, "failed", None, None, -1.0, 0),
+        raw("Done", 1, "failed", None, None, math.inf, 0),
+        raw("Done", 1, "failed", None, None, math.nan, 0),
+        raw("Done", 1, "failed", None, None, 0.0, 2**63),
+        raw("Progressed", 1, 2**60, 0, ""),
+        raw("Emitted", 1, [b"1"] * (frames.EVENTS_BATCH_MAX + 1)),
         raw("Progressed", 1, "two", 0, ""),
         raw("Printed", 1, "stdin", "x"),
         raw("Load", "a", "1", "t", "", "Agent", 1),
@@ -67,6 +74,39 @@ def test_a_frame_of_another_shape_is_garbled(forged: bytes) -> None:
     """Types, ranges, lengths and statuses are checked on the way in; what only the host may say is not taken."""
     with pytest.raises(Garbled):
         list(incoming_wide().feed(forged))
+
+
+def test_frames_that_were_not_taken_come_again() -> None:
+    """Who listens may stop between two frames and go on later."""
+    sent = [Progressed(1, done, 3, "") for done in range(3)]
+    cutter = incoming()
+    first = cutter.feed(b"".join(map(frames.framed, sent)))
+
+    heard = [next(first)]
+    first.close()
+
+    assert [*heard, *cutter.feed(b"")] == sent
+
+
+@pytest.mark.parametrize(
+    ("text", "is_json"),
+    [
+        (b'{"a":[1,2.5e99,"text"]}', True),
+        (b'"1e400, and ' + b"9" * 400 + b' digits in a text"', True),
+        (b"1e400", False),
+        (b"1E+0400", False),
+        (b"9" * 250 + b"e99", False),
+        (b"{]", False),
+        (b'"\xff"', False),
+        (b'"\\ud800"', False),
+        (b"[" * 5000 + b"]" * 5000, False),
+        (b"1" * 1001, False),
+        (None, False),
+    ],
+)
+def test_json_is_what_everybody_can_read(text: bytes | None, is_json: bool) -> None:
+    """No number above a float, no half character, no depth that ends a reader, and no more than was permitted."""
+    assert frames.is_json(text, bytes_max=1000) is is_json
 
 
 def incoming_wide() -> Incoming[FromWorker]:

@@ -100,6 +100,12 @@ async def test_a_workers_limits_are_in_force(pool: ProcessPool) -> None:
     assert 100 << 20 < address_space[0] == address_space[1] < 400 << 20
 
 
+async def test_a_worker_goes_before_its_host_when_memory_runs_out(pool: ProcessPool) -> None:
+    """The kernel looks for whom to kill by this score; the zygote, which is soon made again, has it too."""
+    for pid in (*pool.pids(KEY), pool.zygote_pid):
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
 async def test_a_worker_is_a_child_of_its_host(pool: ProcessPool) -> None:
     """Not of the zygote: so its end is seen, and it ends with the host."""
     (pid,) = pool.pids(KEY)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -106,6 +107,45 @@ async def test_the_worker_that_was_idle_longest_makes_room_for_another_agent() -
         outcomes = [await run(pool, 1, key=key) for key in keys]
 
     assert {outcome.status for outcome in outcomes} == {"completed"}
+
+
+async def test_a_worker_that_does_not_read_is_given_no_more() -> None:
+    """What waits for it in the host's memory is bounded by the largest input; who comes then is told to come back."""
+    async with ProcessPool(IsolationConfig(input_bytes_max=1 << 20, workers_per_agent_max=1)) as pool:
+        await pool.start(KEY, source(ECHO))
+        (pid,) = pool.pids(KEY)
+        os.kill(pid, signal.SIGSTOP)
+        large = "x" * 1_000_000
+        calls = [asyncio.ensure_future(run(pool, large, deadline_s=60)) for _ in range(2)]
+        await until(lambda: pool.statistics().executing == 2)
+
+        with pytest.raises(Overloaded):
+            await run(pool, large)
+        os.kill(pid, signal.SIGCONT)
+
+        assert {outcome.status for outcome in await asyncio.gather(*calls)} == {"completed"}
+        assert (await run(pool, 1)).status == "completed"
+
+
+async def test_a_tenant_leaves_workers_to_others() -> None:
+    """Above its share a tenant gives up an idle worker of its own, or has to come back; others are let in."""
+    async with ProcessPool(IsolationConfig(workers_per_tenant_max=2, warm_min=0)) as pool:
+        greedy = [KEY._replace(version=str(number)) for number in range(4)]
+        for key in greedy[:3]:
+            await pool.start(key, source(ECHO, version=key.version))
+        await until(lambda: sum(map(len, map(pool.pids, greedy))) == 2)
+        calls = [asyncio.ensure_future(run(pool, "wait", key=key)) for key in greedy[1:3]]
+        await until(lambda: pool.statistics().executing == 2)
+
+        with pytest.raises(Overloaded, match="'tenant' has 2 isolated workers"):
+            await pool.start(greedy[3], source(ECHO, version="3"))
+        other = KEY._replace(tenant="other")
+        await pool.start(other, source(ECHO))
+
+        assert (await run(pool, 1, key=other)).status == "completed"
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def test_workers_that_all_run_refuse_another_agent() -> None:

@@ -110,6 +110,10 @@ def test_clone_makes_threads_and_nothing_else(column: int) -> None:
         ("prlimit64", (0,), (7,)),  # itself, another
         ("tgkill", (OWN_PID,), (OWN_PID + 1,)),
         ("ioctl", (0, 0x5421), (0, 0x5412)),  # FIONBIO, TIOCSTI
+        ("fcntl", (0, 4), (0, 8)),  # F_SETFL, F_SETOWN
+        ("fcntl", (0, 1030), (0, 1031)),  # F_DUPFD_CLOEXEC, F_SETPIPE_SZ
+        ("sendto", (3, 0, 1, 0x4000), (3, 0, 1, 0x4001)),  # MSG_NOSIGNAL, MSG_OOB with it
+        ("recvfrom", (3, 0, 1, 0), (3, 0, 1, 1)),
     ],
 )
 def test_some_calls_depend_on_an_argument(column: int, name: str, passes: tuple[int], fails: tuple[int]) -> None:

@@ -73,5 +73,5 @@ def test_the_text_of_the_caller_stays_as_it_is():
         "SELECT headrace_keys.headrace_call, headrace_rows.* "
         f"FROM unnest($1::bigint[], $2::bpchar[]) WITH ORDINALITY AS {keys}"
         """ CROSS JOIN LATERAL (\nSELECT '$1', "$1", $$ $1 $$ FROM orders -- $1\n"""
-        "WHERE id = headrace_keys.headrace_1 AND tenant = headrace_keys.headrace_2 -- the end \n) AS headrace_rows"
+        "WHERE id = headrace_keys.headrace_1 AND tenant = headrace_keys.headrace_2 -- the end ;\n) AS headrace_rows"
     )

@@ -147,3 +147,11 @@ def test_the_share_of_a_partial_index_is_that_of_the_statistics():
     ]
 
     assert shares == [0.9, pytest.approx(0.1), 0.02, 1.0, 1.0]
+
+
+def test_a_literal_that_differs_from_call_to_call_makes_no_partial_index():
+    """Nor does it get into the advice, where it might be somebody's name."""
+    sql = "SELECT total FROM orders WHERE tenant = $1 AND state = 'open'"
+
+    assert any(each.where for each in seeds([uses_of(sql, SCHEMA)], SCHEMA))
+    assert not any(each.where for each in seeds([uses_of(sql, SCHEMA, varies=True)], SCHEMA))

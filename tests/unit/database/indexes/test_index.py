@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.database.indexes.index import ColumnFacts, Index, TableFacts, index_bytes
+from headrace.database.indexes.index import ColumnFacts, Index, TableFacts, bare_name, index_bytes
 
 TABLE = TableFacts(
     "orders",
@@ -90,3 +90,12 @@ def test_a_partial_index_weighs_its_share():
     whole, part = (index_bytes(Index("orders", ("id",)), TABLE, share=share) for share in (1.0, 0.01))
 
     assert part == pytest.approx(whole / 100, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("path", "bare"),
+    [("a", "a"), ("s.a", "a"), ('"s.t"."a.b"', "a.b"), ('"a""b"', 'a"b'), ('s."A"', "A")],
+)
+def test_a_plan_shows_the_bare_name(path, bare):
+    """Dots and quotes inside of quotes are part of it."""
+    assert bare_name(path) == bare

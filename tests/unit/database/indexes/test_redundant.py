@@ -94,3 +94,12 @@ def test_an_invalid_index_is_told_and_not_dropped():
 
     assert not advice.drop
     assert "invalid on a" in advice.reason
+
+
+def test_an_index_behind_a_foreign_key_is_not_unused():
+    """Nobody may have deleted for a week; whoever does would read the whole table. A copy of another may go."""
+    [found] = superfluous({"a": [index("x", "a", scans=0, refers="of_parent")]})
+
+    assert not found.drop
+    assert "of_parent" in found.reason
+    assert dropped(index("x", "a", "b"), index("y", "a", scans=0, refers="of_parent")) == {"y": "a beginning of x"}

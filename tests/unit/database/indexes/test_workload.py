@@ -94,3 +94,15 @@ def test_a_workload_needs_statements():
 def test_a_file_holds_statements():
     """Ended by semicolons, which may also stand in strings and comments."""
     assert statements("SELECT ';' -- a; b\nFROM t;\n\nDELETE FROM t;;") == ["select ';' from t", "delete from t"]
+
+
+def test_large_parameters_are_not_remembered():
+    """A sample stays for as long as its statement: calls with a file in them are counted only."""
+    seen = histogram()
+
+    seen.note("SELECT 1 FROM a WHERE b = $1", (b"x" * 5000,), 0.0, 1.0)
+    seen.note("SELECT 1 FROM a WHERE b = $1", (b"x",), 0.0, 1.0)
+
+    [query] = seen.workload().queries
+    assert [each.params for each in query.samples] == [(b"x",)]
+    assert query.calls == 2

@@ -1,6 +1,8 @@
 """Where statements go: plans as data, from text, parameters and a map alone."""
 
 import uuid
+from datetime import datetime
+from decimal import Decimal
 from typing import NamedTuple
 
 import pytest
@@ -27,8 +29,13 @@ CATALOG = {
     "a": TableFacts("k", "bigint", ("k", "x", "n")),
     "b": TableFacts("k", "bigint", ("id", "k", "x")),
     "t": TableFacts("name", "text", ("name", "x")),
+    "m": TableFacts("k", "numeric", ("k", "x")),
     "u": TableFacts("id", "uuid", ("id", "x")),
+    "p": TableFacts("k", "numeric(10,2)", ("k", "x")),
+    "v": TableFacts("k", "character varying(3)", ("k", "x")),
+    "s": TableFacts("k", "timestamp(3) without time zone", ("k", "x")),
     "r": TableFacts(None, "", ("id", "label")),
+    "c": TableFacts(None, "", ("id", "label", "made"), frozenset({"id", "made"})),
 }
 
 
@@ -161,7 +168,7 @@ def test_groups_by_the_key_are_whole_on_their_shards():
         ("UPDATE a SET k = 1", "shard keys"),
         ("INSERT INTO a (k) VALUES (1) ON CONFLICT (k) DO UPDATE SET k = 2", "changes the shard key"),
         ("INSERT INTO a (k, x) VALUES (1, 1), (2, 2)", "2 shards"),
-        ("INSERT INTO a (x) VALUES (1)", "cannot be known"),
+        ("INSERT INTO a (x) VALUES (1)", "has no shard key"),
         ("INSERT INTO a (k, x) VALUES (NULL, 1), (2, 2)", "no shard key"),
         ("INSERT INTO a (k) SELECT id FROM r", "cannot be known"),
         ("UPDATE r SET label = 'x' FROM a WHERE a.x = r.id", "what one shard knows"),
@@ -262,3 +269,122 @@ def test_the_memory_of_texts_is_bounded():
         router.plan(f"SELECT {number} FROM a WHERE k = 1", (), Modulo())
     assert not router.knows("SELECT 0 FROM a WHERE k = 1")
     assert router.knows("SELECT 3 FROM a WHERE k = 1")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1 FROM a CROSS JOIN b LEFT JOIN a AS c ON c.k = a.k AND c.k = b.k",
+        "SELECT 1 FROM a CROSS JOIN b LEFT JOIN a AS c ON a.k = b.k AND c.k = a.k",
+        "SELECT 1 FROM (a CROSS JOIN b) FULL JOIN a AS c ON c.k = a.k AND c.k = b.k",
+        "SELECT 1 FROM a CROSS JOIN b LEFT JOIN LATERAL (SELECT FROM a AS c WHERE c.k = a.k AND c.k = b.k) d ON 1 = 1",
+        "SELECT 1 FROM a, b WHERE NOT EXISTS (SELECT 1 FROM a AS c WHERE c.k = a.k AND c.k = b.k)",
+        "SELECT (SELECT max(c.n) FROM a AS c WHERE c.k = a.k AND c.k = b.k) FROM a, b",
+        "SELECT (SELECT count(*) FROM b LEFT JOIN a AS c ON c.k = a.k AND c.k = b.k) FROM a",
+        "SELECT 1 FROM a, b WHERE NOT EXISTS "
+        "(SELECT 1 FROM a AS c WHERE c.k = b.k AND a.k IN (SELECT d.k FROM a AS d WHERE d.k = c.k))",
+        "SELECT 1 FROM a JOIN m ON m.k = a.k",
+        "SELECT 1 FROM a JOIN m USING (k)",
+        "SELECT 1 FROM a WHERE k IN (SELECT k FROM m)",
+        "SELECT 1 FROM a WHERE EXISTS (SELECT 1 FROM m WHERE m.k = a.k)",
+        "WITH c(x, k) AS (SELECT k, x FROM a) SELECT 1 FROM c JOIN b USING (k)",
+    ],
+)
+def test_rows_of_several_shards_are_not_taken_for_neighbours(sql):
+    """What is looked up by two keys, or by a key with another hash, does not bring their rows to one shard."""
+    assert isinstance(plan(sql), Gather)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1 FROM a JOIN b ON a.k = b.k LEFT JOIN a AS c ON c.k = a.k AND c.k = b.k",
+        "SELECT 1 FROM a CROSS JOIN b LEFT JOIN a AS c ON c.k = a.k AND c.k = b.k WHERE a.k = b.k",
+        "SELECT 1 FROM a LEFT JOIN (b CROSS JOIN a AS c) ON b.k = a.k AND c.k = a.k",
+        "SELECT 1 FROM a FULL JOIN b ON a.k = b.k FULL JOIN a AS c ON c.k = b.k",
+        "SELECT 1 FROM a, b WHERE a.k = b.k AND NOT EXISTS (SELECT 1 FROM a AS c WHERE c.k = a.k AND c.k = b.k)",
+        "SELECT 1 FROM a WHERE EXISTS (SELECT 1 FROM b, a AS c WHERE b.k = a.k AND c.k = a.k)",
+    ],
+)
+def test_rows_that_are_looked_up_by_one_key_are_neighbours(sql):
+    """An outer join or a subquery is answered shard by shard, if the rows that it is run for are on one shard each."""
+    assert isinstance(plan(sql), AllShards)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH c(x, k) AS (SELECT k, x FROM a) SELECT 1 FROM c WHERE k = 3",
+        "SELECT 1 FROM a WHERE NOT EXISTS (SELECT 1 FROM r WHERE a.k IN (SELECT k FROM b WHERE k = 3))",
+    ],
+)
+def test_a_value_of_something_else_is_not_taken_for_the_key(sql):
+    """Columns under new names, and keys that rows must not have, leave every shard to be asked."""
+    assert not isinstance(plan(sql), OneShard)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE a SET k = r.id FROM r WHERE a.k = 3",
+        "UPDATE a SET k = r.k FROM (SELECT 4 AS k) AS r WHERE a.k = 3",
+        "WITH c AS (UPDATE a SET k = 4 WHERE k = 3 RETURNING 1) UPDATE b SET k = 3 WHERE k = 3",
+    ],
+)
+def test_rows_do_not_get_a_key_of_another_shard(sql):
+    """From a column of another table with the key's name, or in a WITH query: they would not be found again."""
+    assert isinstance(plan(sql), Refused)
+
+
+@pytest.mark.parametrize(
+    ("table", "kept", "changed"),
+    [
+        ("p", Decimal("1.50"), Decimal("1.505")),
+        ("p", Decimal("1.5000"), Decimal("0.001")),
+        ("v", "abc", "abc "),
+        ("s", datetime(2026, 1, 1, microsecond=5000), datetime(2026, 1, 1, microsecond=5001)),  # noqa: DTZ001 - as the column
+    ],
+)
+def test_a_key_that_its_column_would_round_or_cut_is_not_hashed(table, kept, changed):
+    """Stored, it is another key, under which the row would be looked for elsewhere."""
+    insert, select = f"INSERT INTO {table} VALUES ($1, 1)", f"SELECT x FROM {table} WHERE k = $1"
+    assert isinstance(plan(insert, kept), OneShard)
+    assert isinstance(plan(insert, changed, everywhere=True), Refused)
+    assert isinstance(plan(select, changed), AllShards)
+
+
+@pytest.mark.parametrize("sql", ["INSERT INTO a VALUES ($1, 1, 1)", "INSERT INTO a SELECT $1, 1, 1"])
+def test_a_row_whose_key_is_not_known_is_not_written_on_every_shard(sql):
+    """`everywhere` allows a write on several shards, not the same row on all of them."""
+    assert isinstance(plan(sql, Decimal(3), everywhere=True), Refused)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO c (label) VALUES ('x')",
+        "INSERT INTO c VALUES (1, 'x')",
+        "INSERT INTO c VALUES (1, 'x', '2026-01-01'), (DEFAULT, 'x', '2026-01-01')",
+        "INSERT INTO c (id, label) SELECT 1, 'x'",
+        "INSERT INTO c DEFAULT VALUES",
+    ],
+)
+def test_a_reference_table_gets_no_value_that_each_shard_makes_for_itself(sql):
+    """A sequence or now() as a default would give its copies different rows."""
+    found = plan(sql)
+    assert isinstance(found, Refused)
+    assert "default" in found.reason
+    assert isinstance(plan("INSERT INTO c VALUES (1, 'x', '2026-01-01')"), ReferenceWrite)
+
+
+def test_an_aggregate_of_the_users_own_is_not_run_shard_by_shard():
+    """Nobody has said how its partial results would be combined."""
+    router = Router(SHARDS, CATALOG, statements_max=10, aggregates={"product"})
+    assert isinstance(router.plan("SELECT product(n) FROM a", (), Modulo()), Gather)
+
+
+def test_an_ordinal_behind_a_star_is_the_column_that_stands_there():
+    """Only the server knows which that is, so its text form cannot be asked for."""
+    for sql in ("SELECT * FROM a ORDER BY 3", "SELECT *, x AS y, n AS z FROM a ORDER BY 3"):
+        division = plan(sql).division
+        assert (division.order[0].position, division.in_text) == (2, None)

@@ -26,6 +26,14 @@ def test_each_server_has_a_connection_string_of_its_own(dsn, expected):
     assert {own["dbname"] for own in read.values()} == {"d"}
 
 
+@pytest.mark.parametrize("host", ["a", "a,b"])
+def test_a_peer_that_is_gone_is_noticed(host):
+    """A connection whose other end was unplugged ends within half a minute, unless the string says otherwise."""
+    for own in hosts_of(ShardConfig(name="s", dsn=f"host={host} keepalives_idle=99 password='a b'")).values():
+        read = read_dsn(own)
+        assert (read["keepalives_idle"], read["tcp_user_timeout"], read["password"]) == ("99", "30000", "a b")
+
+
 def test_an_address_holds_no_secret():
     """An operator sees where it leads and not how to get in."""
     assert address_of(ShardConfig(name="s", dsn="postgresql://u:hunter2@h/d")) == "h:5432/d"

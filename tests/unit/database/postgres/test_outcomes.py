@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from headrace.database.postgres.outcomes import Marker, find_out
-from headrace.errors import DatabaseUnavailable, StatementFailed
+from headrace.errors import DatabaseUnavailable, NotOpen, Overloaded, StatementFailed, StatementTimeout
 from headrace.testing import FakeClock
 
 
@@ -58,10 +58,16 @@ async def test_it_is_asked_until_it_is_known(answers, is_kept):
     assert await ask(*answers) is is_kept
 
 
-async def test_another_error_is_not_an_answer():
-    """Of a role that may not ask nothing is concluded."""
-    with pytest.raises(StatementFailed):
-        await ask(StatementFailed("denied", sqlstate="42501"))
+@pytest.mark.parametrize("error", [StatementFailed("denied", sqlstate="42501"), NotOpen("closed")])
+async def test_another_error_is_not_an_answer(error):
+    """Of a role that may not ask, or when the database is closed meanwhile, nothing is concluded."""
+    assert await ask(error) is None
+
+
+@pytest.mark.parametrize("error", [Overloaded("busy"), StatementTimeout("slow")])
+async def test_a_server_that_is_busy_is_asked_again(error):
+    """Its answer says nothing of the write; who took it for the write's own would repeat that."""
+    assert await ask(error, OVER, True) is True
 
 
 def test_marks_of_one_connection_rise():

@@ -28,6 +28,7 @@ def stored(read_at, **fields):
     given = {
         "shard": "s", "lineage": "1/1", "snapshot": "100:100:", "read_at": read_at, "cost_s": 0.1, "life_s": 30.0,
         "tables": (7,), "names": ("items",), "columns": ("a",), "types": (25,), "cells": [[b"x"]],
+        "size": 1,
     } | fields  # fmt: skip
     return Stored(**given)
 
@@ -54,7 +55,7 @@ def test_the_age_counts_from_the_beginning_of_the_read_by_the_servers_clock(view
 
 def test_an_old_result_needs_a_fresh_stream_that_vouches_for_it(view):
     """Both: a heartbeat within the bound, and no change that it lacks."""
-    view.ledger.begin(lineage="1/1", base=50, published=None)
+    view.ledger.begin(lineage="1/1", base=50, since=0.0, published=None)
     view.stream = Stream(fresh_at=9.5)
     assert view.is_usable(stored(1000.0), POLICY, 10.0)
     assert not view.is_usable(stored(1000.0), POLICY, 10.6)
@@ -68,7 +69,7 @@ def test_an_old_result_needs_a_fresh_stream_that_vouches_for_it(view):
 
 def test_ttl_ends_what_the_stream_would_vouch_for(view):
     """Given: as given. Not given: what its cost makes worthwhile."""
-    view.ledger.begin(lineage="1/1", base=50, published=None)
+    view.ledger.begin(lineage="1/1", base=50, since=0.0, published=None)
     view.stream = Stream(fresh_at=40.0)
 
     assert view.is_usable(stored(1000.0), QueryPolicy(staleness_max=1.0, ttl=50.0), 40.0)
@@ -135,3 +136,45 @@ def test_a_policy_that_means_nothing_is_refused(options):
     """When it is made, with its name and value."""
     with pytest.raises(ConfigError, match="QueryPolicy"):
         QueryPolicy(**options)
+
+
+def test_a_verdict_is_that_of_one_view():
+    """A result in memory is judged by every database that finds it, each with what its own stream has told."""
+    told, shared = [], stored(1000.5)
+    for xids in ([], [99, 101]):
+        view = ShardView("s")
+        view.learn(state(1000.0), 0.0)
+        view.ledger.begin(lineage="1/1", base=50, since=0.0, published=None)
+        view.stream = Stream(fresh_at=9.9)
+        for xid in xids:
+            view.ledger.note(xid, [7])
+        view.ledger.version += 2 - len(xids)  # as if as much had happened to both
+        told.append(view.is_usable(shared, POLICY, 10.0))
+
+    assert told == [True, False]
+
+
+def test_a_clock_that_is_set_back_makes_nothing_young(view):
+    """Neither what was read before it, nor what the server itself dates later than now."""
+    view.probe(1050.0, 50.0)
+    view.probe(1030.0, 50.1)
+
+    assert not view.is_usable(stored(1049.5), POLICY, 50.2)
+    assert not view.is_usable(stored(1029.9), POLICY, 50.2)
+
+
+def test_a_late_answer_of_the_old_server_brings_nothing_back(view):
+    """It was sent before another had told of the failover."""
+    view.learn(state(900.0, "1/2"), 1.0)
+    view.learn(state(1000.9, "1/1"), 0.9)
+
+    assert not view.is_usable(stored(1000.5), POLICY, 1.0)
+    assert view.is_usable(stored(900.1, lineage="1/2"), POLICY, 1.2)
+
+
+def test_a_stream_that_found_the_new_server_tells_of_the_failover(view):
+    """Its clock is not that of the results from before, so that their ages would mean nothing."""
+    view.ledger.begin(lineage="1/2", base=50, since=0.0, published=None)
+    view.beat(999.5, 1.0)
+
+    assert not view.is_usable(stored(1000.5), POLICY, 1.1)

@@ -48,7 +48,11 @@ def test_texts_that_postgres_may_read_differently_are_two(one, two):
         "select /* 1", "select current_date", "select U&\"d\\0061t\" from t", "select 'NOW'::timestamptz",
         "begin", "", "select 'oops",
         "select ' today 10:00'::timestamp", "select E'now'::date", "select $$tomorrow$$::date", "explain select 1",
-        "select session_user", "select xmin from t", "with a as (update t set b = 1 returning b) select * from a",
+        "select session_user", "select xmin from t", 'select "ctid" from t', "select 't'::regclass",
+        "select '{today}'::date[]", "select '10:00 today'::timestamp", "select E'\\x74oday'::date",
+        "select U&'\\0074oday'::date", "select '[today,tomorrow)'::daterange", "select $a$(1,now)$a$::t",
+        "select 'to'\n'day'::date", "select 1" + " " * 20_000,
+        "with a as (update t set b = 1 returning b) select * from a",
     ],
 )  # fmt: skip
 def test_what_the_text_forbids_has_a_reason(sql):
@@ -60,6 +64,7 @@ def test_what_the_text_forbids_has_a_reason(sql):
     "sql",
     [
         "(select 1)", "values (1), (2)", "table t", "select 'nowhere', 'updated', \"current_date\" from t",
+        "select e'a\\n', 'to' || 'day', $a$a$a$, 'sometoday'",
         "with a as (select 1) select * from a", "select date '2026-01-01', interval '1 day'", "select 1 -- for update",
     ],
 )  # fmt: skip
@@ -111,7 +116,19 @@ def test_written_tables_are_those_that_the_statement_names(sql, tables):
 
 
 @pytest.mark.parametrize(
-    "sql", ["DROP TABLE a", "CALL f()", "DO $$ $$", "COPY a FROM STDIN", "update", "insert '", "x"]
+    "sql",
+    [
+        "DROP TABLE a",
+        "CALL f()",
+        "DO $$ $$",
+        "COPY a FROM STDIN",
+        "update",
+        "insert '",
+        "x",
+        "TRUNCATE a CASCADE",
+        'UPDATE U&"\\0061" SET b = 1',
+        "INSERT INTO a VALUES ('" + "x" * 20_000 + "')",
+    ],
 )
 def test_what_cannot_be_told_may_write_anything(sql):
     """DDL, procedures, and what is not understood."""

@@ -1,0 +1,112 @@
+"""Writes on several shards that are cut or given up between their commits: who has them is known, or said."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from headrace.clock import SystemClock
+from headrace.database import Database, Sharded
+from headrace.database.postgres.sessions import wrote_at
+from headrace.errors import OutcomeUnknown, StatementFailed
+
+KEYS = tuple(range(40))
+INSERT = f"INSERT INTO t (k) VALUES {', '.join(f'({key})' for key in KEYS)}"
+# Shards commit in the order shard-1, shard-0.
+LATE = """
+CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END';
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+WHEN (NEW.k IN ({keys})) EXECUTE FUNCTION late()"""
+
+
+@pytest.fixture
+async def two(database, database_config):
+    """Two shards with a sharded table."""
+    async with Database(replace(database_config, tables={"t": Sharded(key="k")})) as two:
+        await two.execute("CREATE TABLE t (k int, v int CHECK (v < 5))", everywhere=True)
+        yield two
+
+
+def first_key(two, shard):
+    return next(key for key in KEYS if two.locate(key).shard == shard)
+
+
+async def slow_commit(two, shard, seconds):
+    """From now on a commit of the shard takes so long."""
+    for statement in LATE.format(seconds=seconds, keys=first_key(two, shard)).split(";\n"):
+        await two.nodes[shard].execute(statement)
+
+
+async def committing(node):
+    """The backend that commits, once there is one."""
+    sql = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
+    async with asyncio.timeout(10):
+        while not (rows := await node.fetch(sql)):
+            await asyncio.sleep(0.01)
+    return rows[0].pid
+
+
+async def counts(two):
+    return [(await two.nodes[name].fetch("SELECT count(*) FROM t"))[0][0] > 0 for name in ("shard-0", "shard-1")]
+
+
+@pytest.mark.parametrize(
+    ("shard", "said", "kept"),
+    [
+        ("shard-0", "^Committed on shard-1; unknown on shard-0: ", [False, True]),
+        ("shard-1", "^Unknown on shard-1; not committed on shard-0: ", [False, False]),
+    ],
+)
+async def test_a_commit_that_is_cut_is_told_with_where_the_others_are(two, shard, said, kept):
+    """Each shard is named with what is known of it; what is not committed was surely undone."""
+    await slow_commit(two, shard, 20)
+    writing = asyncio.ensure_future(two.execute(INSERT, everywhere=True))
+    node = two.nodes[shard]
+    await node.fetch("SELECT pg_terminate_backend($1, 10000)", (await committing(node),))
+
+    with pytest.raises(OutcomeUnknown, match=said):
+        await writing
+
+    assert await counts(two) == kept
+
+
+async def test_a_caller_who_leaves_between_the_commits_does_not_stop_them(two):
+    """Half of it would be kept, and nobody would know which."""
+    await slow_commit(two, "shard-0", 0.3)
+    writing = asyncio.ensure_future(two.execute(INSERT, everywhere=True))
+    await committing(two.nodes["shard-0"])
+
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+
+    assert await counts(two) == [True, True]
+
+
+async def test_a_caller_who_leaves_before_the_commits_has_written_nothing(two):
+    """As with every transaction."""
+    await two.execute("INSERT INTO t VALUES (0), (1), (2), (3), (4), (5)", everywhere=True)
+    writing = asyncio.ensure_future(two.execute("UPDATE t SET v = 1 WHERE pg_sleep(5) IS NOT NULL", everywhere=True))
+    await asyncio.wait({writing}, timeout=0.2)
+
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+
+    assert await two.fetch("SELECT k FROM t WHERE v = 1") == []
+
+
+async def test_its_writer_is_known_to_have_written_on_all_of_them(two):
+    """So that replicas which lag are not read by it."""
+    began = SystemClock().monotonic()
+    await two.execute(INSERT, everywhere=True)
+    assert min(wrote_at("shard-0"), wrote_at("shard-1")) > began
+
+
+@pytest.mark.parametrize("bad_shard", ["shard-0", "shard-1"])
+async def test_a_row_that_is_refused_leaves_none_on_any_shard(two, bad_shard):
+    """Of many rows, too: the shards commit when all of them have all."""
+    rows = [(key, 9 if key == first_key(two, bad_shard) else 1) for key in KEYS]
+    with pytest.raises(StatementFailed):
+        await two.execute_many("INSERT INTO t VALUES ($1, $2)", rows, everywhere=True)
+    assert await counts(two) == [False, False]

@@ -1,0 +1,229 @@
+"""One run and its end: stopped before it began, cancelled, overdue, left behind, and what it still says then."""
+
+import asyncio
+import sys
+
+import msgspec
+import pytest
+
+from headrace.agents import AgentHost, AgentsConfig
+from headrace.agents.memory_store import MemoryStore
+from headrace.clock import SystemClock
+from headrace.errors import StatementFailed
+
+QUICK = {
+    "retry_first_s": 0.001,
+    "retry_max_s": 0.002,
+    "queue_poll_s": 0.02,
+    "cancel_grace_s": 0.05,
+    "drain_s": 0.05,
+}
+THREADED = """
+import threading
+gate, begun, ended, attempts = threading.Event(), threading.Event(), threading.Event(), []
+class Agent:
+    def execute(self, input, context):
+        attempts.append(context.attempt)
+        begun.set()
+        gate.wait(10)
+        try:
+            context.emit("after the end")
+        finally:
+            ended.set()
+        return 1
+"""
+STUBBORN = """
+import asyncio, time
+gate, begun, attempts = asyncio.Event(), asyncio.Event(), []
+async def Agent(input, context):
+    attempts.append(context.attempt)
+    begun.set()
+    end = time.monotonic() + 10
+    while not gate.is_set() and time.monotonic() < end:
+        try:
+            await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            continue
+    return 1
+"""
+
+
+def module_of(host, agent_id="a", version="1.0.0"):
+    """The agent's own module, to open its gates."""
+    return sys.modules[host._shelf.find(("default", agent_id, version)).definition.module]
+
+
+async def until(condition, *, within_s=10):
+    """Return when it holds."""
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def finished(host, execution_id):
+    """The execution when it has ended."""
+    async with asyncio.timeout(10):
+        while not (found := await host.execution("a", execution_id)).is_finished:
+            await asyncio.sleep(0.005)
+    return found
+
+
+@pytest.mark.parametrize("source", [THREADED, STUBBORN])
+async def test_what_was_cancelled_is_never_tried_again(source):
+    """Not even when it does not stop and its deadline ends it; and everybody is told that it is to stop."""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", source, version="1.0.0", idempotent=True)
+        module = module_of(host)
+        submitted = await host.submit("a", None, timeout=0.4)
+        await until(module.begun.is_set)
+        assert (await host.cancel(submitted.id)).status == "cancelling"
+        assert (await host.execution("a", submitted.id)).status == "cancelling"
+        assert (await finished(host, submitted.id)).status == "timeout"
+        module.gate.set()
+        assert module.attempts == [1]
+
+
+@pytest.mark.parametrize("source", [THREADED, STUBBORN])
+async def test_an_attempt_that_has_not_stopped_is_not_repeated_beside_itself(source):
+    """One that is left behind at its deadline is the last one, however often its agent may run."""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", source, version="1.0.0", idempotent=True)
+        module = module_of(host)
+        submitted = await host.submit("a", None, timeout=0.1)
+        ended = await finished(host, submitted.id)
+        assert (ended.status, "has not stopped" in ended.error, ended.attempt) == ("timeout", True, 1)
+        module.gate.set()
+        assert module.attempts == [1]
+
+
+async def test_an_attempt_that_stopped_at_its_deadline_is_repeated():
+    """There is nothing beside which the next one would run."""
+    text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(60 if context.attempt < 3 else 0)"
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", text, version="1.0.0", idempotent=True)
+        submitted = await host.submit("a", None, timeout=0.1)
+        ended = await finished(host, submitted.id)
+    assert (ended.status, ended.attempt) == ("completed", 3)
+
+
+async def test_what_is_said_after_the_end_is_nobodys():
+    """An agent that was left behind holds no stream open, and readers of its execution come to the end."""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", THREADED, version="1.0.0")
+        module = module_of(host)
+        submitted = await host.submit("a", None, timeout=0.1)
+        await finished(host, submitted.id)
+        module.gate.set()
+        await until(module.ended.is_set)
+        async with asyncio.timeout(5):
+            assert [event.id async for event in host.events(submitted.id)] == []
+        assert len(host._streams._streams) == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "overdue", "interrupt"])
+async def test_what_is_stopped_before_its_first_step_does_not_begin(how):
+    """In a thread as little as in the loop, and its thread is free again."""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", THREADED, version="1.0.0")
+        module = module_of(host)
+        calling = asyncio.create_task(host.execute("a", None, execution_id="e"))
+        while (run := host._runs.find(("default", "e"))) is None:
+            await asyncio.sleep(0)
+        begun_here = run._coroutine is not None
+        getattr(run, how)()
+        ended = await calling
+        module.gate.set()
+        assert not begun_here
+        assert ended.status in {"cancelled", "timeout", "interrupted"}
+        assert module.attempts == []
+        assert host._threads.busy == 0
+
+
+async def test_a_thread_may_end_while_its_host_closes():
+    """Nothing can stop it, so it has until the grace is over to be what it is: completed."""
+    host = AgentHost(AgentsConfig(**{**QUICK, "cancel_grace_s": 5.0}))
+    async with host:
+        await host.deploy("a", THREADED, version="1.0.0")
+        module = module_of(host)
+        calling = asyncio.create_task(host.execute("a", None))
+        await until(module.begun.is_set)
+        asyncio.get_running_loop().call_later(0.2, module.gate.set)
+    assert (await calling).status == "completed"
+
+
+@pytest.mark.parametrize("what", ["output", "event", "state"])
+async def test_what_only_looks_like_json_fails_its_execution(what):
+    """A `msgspec.Raw` is written as it stands: what is no JSON is found before a database refuses it."""
+    text = f"""
+import msgspec
+async def Agent(input, context):
+    bad = msgspec.Raw(b"{{'no': json")
+    if {what!r} == "event":
+        context.emit([bad])
+    elif {what!r} == "state":
+        context.state["x"] = bad
+    else:
+        return bad
+"""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        ended = await host.execute("a", None, instance="i")
+    assert ended.status == "failed"
+    assert "cannot be written as JSON" in ended.error
+    assert msgspec.json.encode(ended.error)
+
+
+async def test_a_fault_while_reports_are_written_does_not_end_the_writing():
+    """It is told where faults are told, and the next round writes."""
+    told = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        report, failures = host._store.report, [RuntimeError("dictionary changed size")]
+
+        async def failing(shard, submissions):
+            if failures:
+                raise failures.pop()
+            await report(shard, submissions)
+
+        host._store.report = failing
+        text = """
+import asyncio
+gate = asyncio.Event()
+async def Agent(input, context):
+    for done in range(1, 1000):
+        context.progress(done, 1000)
+        await asyncio.sleep(0.01)
+"""
+        await host.deploy("a", text, version="1.0.0")
+        submitted = await host.submit("a", None)
+        async with asyncio.timeout(10):
+            while (await host.execution("a", submitted.id)).progress is None:
+                await asyncio.sleep(0.01)
+        await host.cancel(submitted.id)
+    assert not failures
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("refused", ["finish", "keep_events"])
+async def test_what_a_database_refuses_does_not_leave_an_execution_running(refused):
+    """An output that it will not take is a failure on record; events that it will not take are lost alone."""
+
+    class Store(MemoryStore):
+        async def finish(self, execution, **more):
+            if refused == "finish" and execution.output_json is not None:
+                raise StatementFailed("value too long")
+            return await super().finish(execution, **more)
+
+        async def keep_events(self, shard, events, **more):
+            if refused == "keep_events":
+                raise StatementFailed("value too long")
+            await super().keep_events(shard, events, **more)
+
+    text = "async def Agent(input, context):\n    context.emit(1)\n    return 1"
+    async with AgentHost(AgentsConfig(**QUICK), store=Store(clock=SystemClock())) as host:
+        await host.deploy("a", text, version="1.0.0")
+        submitted = await host.submit("a", None)
+        ended = await finished(host, submitted.id)
+    expected = ("failed", "value too long") if refused == "finish" else ("completed", "None")
+    assert (ended.status, expected[1] in str(ended.error)) == (expected[0], True)

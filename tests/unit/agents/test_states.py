@@ -227,3 +227,54 @@ async def Agent(input, context): await gate.wait()
             await asyncio.sleep(0.01)
         assert store.given_back - before < 100
         sys.modules[host._shelf.find(("default", "a", "1.0.0")).definition.module].gate.set()
+
+
+SLEEPS = "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(input)\n    return input"
+
+
+async def busy(host):
+    """A host whose agent `a` is busy with its instance `i` for as long as the call that is returned goes on."""
+    await host.deploy("a", SLEEPS, version="1.0.0")
+    call = asyncio.create_task(host.execute("a", 60, instance="i"))
+    while not host.running:
+        await asyncio.sleep(0)
+    return call
+
+
+async def free(call, host):
+    """The instance is free again."""
+    key = next(iter(host._runs.known()))
+    await host.cancel(key[1])
+    await call
+
+
+async def test_a_call_with_an_id_that_is_cancelled_before_its_turn_never_starts():
+    """Its caller gets a cancelled execution at once, and so does whoever asks for the id later."""
+    async with AgentHost() as host:
+        first = await busy(host)
+        call = asyncio.create_task(host.execute("a", 0, execution_id="x", instance="i"))
+        while host.running < 2:
+            await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            cancelled = await host.cancel("x")
+            ended = await call
+        assert (cancelled.status, ended.status, host.started, host.running) == ("cancelled", "cancelled", 1, 1)
+        await free(first, host)
+        assert (await host.execute("a", 0, execution_id="x", instance="i")).status == "cancelled"
+        assert (await host.execute("a", 0, execution_id="y", instance="i")).status == "completed"
+        assert (host.started, host.running) == (2, 0)
+
+
+async def test_a_call_with_an_id_that_got_no_turn_may_be_made_again():
+    """A refusal before the start is nobody's result; the id is free again."""
+    async with AgentHost() as host:
+        first = await busy(host)
+        refused = await asyncio.gather(
+            host.execute("a", 0, execution_id="x", instance="i", timeout=0.02),
+            host.execute("a", 0, execution_id="x", instance="i"),
+            return_exceptions=True,
+        )
+        assert [type(error).__name__ for error in refused] == ["Overloaded", "Overloaded"]
+        await free(first, host)
+        assert (await host.execute("a", 0, execution_id="x", instance="i")).status == "completed"
+        assert host.running == 0

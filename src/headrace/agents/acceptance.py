@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.agents.admission import Admission, Refusal
 from headrace.agents.config import AgentsConfig
-from headrace.agents.execution import Execution, Priority
+from headrace.agents.execution import Execution, Priority, Status
 from headrace.agents.guard import Guard
 from headrace.agents.nodes import Membership
 from headrace.agents.places import Places
@@ -19,7 +19,7 @@ from headrace.agents.run import Run
 from headrace.agents.runs import Runs, wait
 from headrace.agents.shelf import Loaded
 from headrace.agents.states import States
-from headrace.agents.store import HEAD_STARTS, AgentStore, Canary, Key, Submission
+from headrace.agents.store import HEAD_STARTS, NOT_BEGUN, AgentStore, Canary, Key, Submission
 from headrace.agents.turnstile import Turnstile
 from headrace.agents.versions import Versions
 from headrace.clock import Clock
@@ -29,6 +29,7 @@ from headrace.errors import (
     BugError,
     CallerError,
     ExecutionConflict,
+    ExecutionNotFound,
     HeadraceError,
     InvalidRequest,
     IsolationRequired,
@@ -95,6 +96,8 @@ class Acceptance:
         self._new_id = new_id
         self.claims: dict[asyncio.Task[Run | Execution], Key] = {}
         """Ids that are being claimed."""
+        self._waiting: dict[Key, asyncio.Task[Any]] = {}
+        """Of those the ones on record that wait for their turn, until somebody cancels them."""
         self._unfit: dict[Key, float] = {}
         """What this node could not isolate and left to others, and when it first did."""
 
@@ -146,7 +149,11 @@ class Acceptance:
         """Cancel an execution; see `AgentHost.cancel`."""
         run = self._runs.find((tenant, execution_id))
         if run is None or agent_id not in {None, run.execution.agent_id}:
-            return await self._store.cancel(tenant, agent_id, execution_id)
+            held = await self._store.cancel(tenant, agent_id, execution_id)
+            if (claim := self.stop((tenant, execution_id))) is None:
+                return held
+            await wait([claim], within_s=self._config.cancel_grace_s)
+            return await self._store.execution(tenant, agent_id, execution_id)
         try:
             if self._runs.is_durable(run.key):
                 # Noted on record before it stops: neither this node nor one that takes over is to try it again.
@@ -157,6 +164,14 @@ class Acceptance:
         if run.execution.status == "queued":  # it failed just before, and was to be tried again
             return await self._store.execution(tenant, agent_id, execution_id)
         return msgspec.structs.replace(run.execution)
+
+    def stop(self, key: Key) -> asyncio.Task[Any] | None:
+        """Ask what runs here to stop, and what waits here for its turn not to begin; the task of the latter."""
+        self._runs.cancel(key)
+        claim = self._waiting.pop(key, None)
+        if claim is not None:
+            claim.cancel()
+        return claim
 
     def bounded_timeout(self, timeout: float | None) -> None:
         """Refuse a timeout that nothing may have."""
@@ -273,15 +288,39 @@ class Acceptance:
         if held is not None:
             self._leave_place(request.tenant, threaded=threaded)
             return held
-        if request.instance is not None:
-            try:
-                await self._wait_for_turn(loaded, execution, request.instance, deadline_s)
-            except HeadraceError as error:
-                await self._end(submission, error)
-                raise
+        if request.instance is not None and not await self._has_turn(loaded, submission, request.instance):
+            return execution
         return self._runs.begin(
             loaded, execution, request.input, deadline_s=deadline_s, submission=submission, trial=trial
         )
+
+    async def _has_turn(self, loaded: Loaded, submission: Submission, instance: str) -> bool:
+        """Wait for the turn of what is on record; False if it was cancelled before that, and has ended."""
+        claim = asyncio.current_task()
+        assert claim is not None, "an id is claimed in a task"
+        self._waiting[submission.key] = claim
+        try:
+            await self._wait_for_turn(loaded, submission.execution, instance, submission.timeout_s)
+        except asyncio.CancelledError:
+            if submission.key in self._waiting:
+                raise  # the process stops: others find it when the lease ends
+            claim.uncancel()
+            await self._end(submission, NOT_BEGUN, "cancelled")
+            return False
+        except HeadraceError as error:
+            await self._withdraw(submission, error)
+            raise
+        finally:
+            self._waiting.pop(submission.key, None)
+        return True
+
+    async def _withdraw(self, submission: Submission, error: HeadraceError) -> None:
+        """Free the id of what was refused before it began."""
+        try:
+            if not await self._store.withdraw(submission):
+                await self._end(submission, error.message)
+        except BackendError:
+            self._membership.doubt(self._store.shard_of(submission.key[0]))  # on record, and nobody runs it
 
     @staticmethod
     def _same_request(held: Execution, asked: Execution) -> None:
@@ -302,7 +341,10 @@ class Acceptance:
             else:
                 await self._clock.sleep(pause)
                 pause = min(pause * 2, _POLL_MAX_S)
-            held = await self._store.execution(held.tenant, held.agent_id, held.id)
+            try:
+                held = await self._store.execution(held.tenant, held.agent_id, held.id)
+            except ExecutionNotFound as error:
+                raise Overloaded(f"The execution {held.id!r} was refused before it began.") from error
         return held
 
     # -- the queue -------------------------------------------------------------------------------------------------
@@ -314,7 +356,7 @@ class Acceptance:
         except (IsolationUnavailable, IsolationRequired) as error:
             await self._leave_to_others(submission, error)
         except CallerError as error:
-            await self._end(submission, error)
+            await self._end_refused(submission, error)
         except (BackendError, TimeoutError):
             if submission.execution.status == "running":
                 # Nobody knows whether the beginning is on record; if so, it is one that nobody runs.
@@ -322,7 +364,7 @@ class Acceptance:
             await self._give_back(submission, delay_s=self._again_s(submission))
         except Exception as error:  # noqa: BLE001 - a fault of ours must not come back with every node that takes it
             asyncio.get_running_loop().call_exception_handler({"message": "no execution began", "exception": error})
-            await self._end(submission, BugError(f"It could not begin: {type(error).__name__}: {error}."))
+            await self._end(submission, BugError(f"It could not begin: {type(error).__name__}: {error}.").message)
 
     async def _start(self, submission: Submission) -> None:
         execution = submission.execution
@@ -386,7 +428,7 @@ class Acceptance:
                 del self._unfit[next(iter(self._unfit))]
             return
         del self._unfit[submission.key]
-        await self._end(submission, error)
+        await self._end_refused(submission, error)
 
     def _again_s(self, submission: Submission) -> float:
         execution, instance = submission.execution, submission.instance
@@ -400,11 +442,13 @@ class Acceptance:
         except BackendError:
             return  # it goes back when the queue asks what it has, or when the lease ends
 
-    async def _end(self, submission: Submission, error: HeadraceError) -> None:
+    async def _end_refused(self, submission: Submission, error: HeadraceError) -> None:
+        await self._end(submission, error.message, "cancelled" if isinstance(error, AgentNotFound) else "failed")
+
+    async def _end(self, submission: Submission, error: str, status: Status = "failed") -> None:
         """End what cannot run, on record."""
         execution = submission.execution
-        execution.status = "cancelled" if isinstance(error, AgentNotFound) else "failed"
-        execution.error, execution.finished_at = error.message, self._runs.now()
+        execution.status, execution.error, execution.finished_at = status, error, self._runs.now()
         try:
             await self._store.finish(execution, owner=submission.owner)
         except BackendError:

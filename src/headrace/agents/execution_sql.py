@@ -30,6 +30,10 @@ ORDER BY tenant, execution_id
 ON CONFLICT (tenant, execution_id) DO UPDATE SET claim = excluded.claim WHERE e.claim = excluded.claim
 RETURNING tenant, execution_id, true"""
 
+WITHDRAW = """
+DELETE FROM headrace_executions
+WHERE tenant = $1 AND execution_id = $2 AND claim = $3 AND owner = $4 AND status = 'running' AND cancel_at IS NULL"""
+
 # Which tenants wait is found by jumping from one to the next in the index, whatever the length of their queues. Each
 # then offers the head of its queue: with T tenants a T-th of what is wanted, at least one. So nobody's backlog keeps
 # another tenant waiting, and a tenant that is alone gets everything. What others have locked is passed over.

@@ -114,7 +114,7 @@ class AgentHost:
             name=writer,
             clock=clock,
             observer=observer,
-            cancel=self._runs.cancel,
+            cancel=lambda key: self._acceptance.stop(key),
             interrupt=self._runs.interrupt,
             known=lambda: [*self._runs.known(), *self._acceptance.claims.values(), *self._queue.starting()],
         )

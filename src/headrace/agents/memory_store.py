@@ -215,6 +215,15 @@ class MemoryStore:
             self._line_up(key, 0.0)
         return None
 
+    async def withdraw(self, submission: Submission) -> bool:
+        """Forget an execution that did not begin."""
+        kept = self._submissions.get(submission.key)
+        if kept is None or kept.claim != submission.claim or submission.key in self._cancelled:
+            return False
+        del self._submissions[submission.key]
+        self._drop(submission.key)
+        return True
+
     async def take(
         self, shard: str, *, owner: str, threaded: bool, limit: int, free: dict[str, int], free_default: int
     ) -> list[Submission]:

@@ -38,7 +38,7 @@ class Membership:
         name: str,
         clock: Clock,
         observer: Observer,
-        cancel: Callable[[Key], None],
+        cancel: Callable[[Key], object],
         interrupt: Callable[[str], int],
         known: Callable[[], list[Key]],
     ) -> None:

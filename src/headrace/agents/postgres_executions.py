@@ -141,6 +141,11 @@ class PostgresExecutions:
         await self._submits[self.shard_of(asked.key[0])].append(asked)
         return None if asked.agreed else await self.execution(asked.key[0], None, asked.key[1])
 
+    async def withdraw(self, submission: Submission) -> bool:
+        """Take off the record what was begun with it and did not begin; False if it is not ours or was cancelled."""
+        key, owner = submission.key, submission.owner
+        return await self._database.execute(sql.WITHDRAW, *key, submission.claim, owner, key=key[0]) == 1
+
     async def take(
         self, shard: str, *, owner: str, threaded: bool, limit: int, free: dict[str, int], free_default: int
     ) -> list[Submission]:

@@ -241,6 +241,9 @@ class AgentStore(Protocol):
     async def submit(self, submission: Submission) -> Execution | None:
         """Put an execution on record; None if its id is ours now, else what that id stands for already."""
 
+    async def withdraw(self, submission: Submission) -> bool:
+        """Take off the record what was begun with it and did not begin; False if it is not ours or was cancelled."""
+
     async def take(
         self, shard: str, *, owner: str, threaded: bool, limit: int, free: dict[str, int], free_default: int
     ) -> list[Submission]:

@@ -253,7 +253,7 @@ async def test_a_call_with_an_id_that_is_cancelled_before_its_turn_never_starts(
     async with AgentHost() as host:
         first = await busy(host)
         call = asyncio.create_task(host.execute("a", 0, execution_id="x", instance="i"))
-        while host.running < 2:
+        while ("default", "x") not in host._store._executions:
             await asyncio.sleep(0)
         async with asyncio.timeout(2):
             cancelled = await host.cancel("x")

@@ -15,6 +15,7 @@ from headrace.agents.config import AgentsConfig
 from headrace.agents.postgres_store import PostgresStore
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, ShardConfig, Sharded
+from headrace.database.postgres.nodes import Node
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import ConfigError, DatabaseUnavailable, HeadraceError, OutcomeUnknown
 from headrace.events import Event, ShardRecovered, ShardUnavailable
@@ -251,3 +252,18 @@ async def test_a_shard_that_is_only_read_leaves_no_marks(config):
         database.transaction() as tx,
     ):
         assert await tx.fetch("SELECT 1") == [(1,)]
+
+
+async def test_a_pool_that_cannot_grow_is_not_called_busy(config, servers):
+    """Fewer are at work than there may be, and no other can be made: the shard is what is missing."""
+    node = Node(config.shards[0], config, clock=SystemClock(), observer=Notes())
+    await node.open()
+    try:
+        await node._pool.wait()  # asked sooner, it would make a second one
+        await node.fetch("SELECT 1")
+        async with asyncio.timeout(BOUND_S), node.transaction() as transaction:
+            await transaction.fetch("SELECT 1")
+            with frozen(servers[0]), pytest.raises(DatabaseUnavailable, match="no connection within"):
+                await node.fetch("SELECT 1")
+    finally:
+        await node.close()

@@ -438,16 +438,16 @@ async def test_a_callback_is_due_when_its_execution_has_ended(store):
     """One process gets it for a while; then it is done, or due again."""
     shard = store.shard_of("t")
     await store.submit(submission(owner="n1", callback_url="https://x/"))
-    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
+    assert await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=5) == []
     await store.finish(execution(output_json=b"1"), owner="n1")
-    (first,) = await store.due_callbacks(shard, limit=5, within_s=60)
+    (first,) = await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=5)
     assert (first.url, first.attempt, first.execution.output) == ("https://x/", 1, 1)
-    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
+    assert await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=5) == []
     await store.callback_done(first, again_in_s=0)
-    (second,) = await store.due_callbacks(shard, limit=5, within_s=60)
+    (second,) = await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=5)
     assert second.attempt == 2
     await store.callback_done(second, again_in_s=None)
-    assert await store.due_callbacks(shard, limit=5, within_s=60) == []
+    assert await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=5) == []
 
 
 async def test_an_execution_belongs_to_its_agent(store):
@@ -503,3 +503,29 @@ async def test_a_source_that_is_shared_is_not_read_again(database):
     await store.close()
     assert texts == ["from the cache", "source"]
     assert asked == [deployment().source.sha256] * 2
+
+
+async def test_what_did_not_begin_can_be_withdrawn(store):
+    """By its owner and unless somebody has cancelled it meanwhile; then its id is free."""
+    mine = submission(owner="n1")
+    assert await store.submit(mine) is None
+    assert not await store.withdraw(submission(claim="another", owner="n1"))
+    assert await store.withdraw(mine)
+    assert not await store.withdraw(mine)
+    assert await store.submit(mine) is None
+    await store.cancel("t", "a", mine.execution.id)
+    assert not await store.withdraw(mine)
+    assert (await store.execution("t", "a", mine.execution.id)).status == "cancelling"
+
+
+async def test_due_callbacks_are_a_share_of_each_tenant(store):
+    """However many are due to one, and the oldest first; who has no place left gets none."""
+    shard = store.shard_of("t")
+    other = next(name for name in map(str, range(1000)) if store.shard_of(name) == shard)
+    for tenant, id in [*(("t", str(n)) for n in range(4)), (other, "x")]:
+        await store.submit(submission(id, owner="n1", tenant=tenant, callback_url="https://x/"))
+        await store.finish(execution(id, tenant=tenant), owner="n1")
+    due = await store.due_callbacks(shard, limit=5, within_s=60, free={}, free_default=2)
+    assert sorted((each.execution.tenant, each.execution.id) for each in due) == [(other, "x"), ("t", "0"), ("t", "1")]
+    assert await store.due_callbacks(shard, limit=5, within_s=60, free={"t": 0}, free_default=2) == []
+    assert len(await store.due_callbacks(shard, limit=1, within_s=60, free={}, free_default=2)) == 1

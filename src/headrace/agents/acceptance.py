@@ -101,6 +101,10 @@ class Acceptance:
         self._unfit: dict[Key, float] = {}
         """What this node could not isolate and left to others, and when it first did."""
 
+    async def settle(self) -> None:
+        """Let what is being claimed begin."""
+        await wait([*self.claims], within_s=self._config.cancel_grace_s)
+
     async def close(self) -> None:
         """Give up what is still being claimed."""
         for claim in list(self.claims):

@@ -16,6 +16,7 @@ import ipaddress
 import random
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
@@ -31,7 +32,9 @@ from headrace.clock import Clock
 from headrace.errors import BackendError, InvalidRequest
 from headrace.events import CallbackGivenUp, Observer
 
-_AT_ONCE_MAX = 8
+_AT_ONCE_MAX = 16
+_TENANT_AT_ONCE_MAX = 4
+"""Of those to one tenant's receivers: dead ones hold no more, each for `callback_timeout_s`."""
 _RETRY_FIRST_S = 2.0
 _RETRY_MAX_S = 600.0
 _URL_CHARACTERS_MAX = 2_000
@@ -65,7 +68,8 @@ class Callbacks:
         self._threads = DaemonThreads(_AT_ONCE_MAX, name="headrace-callback")
         self._rng = random.Random()  # noqa: S311 - for jitter, not for secrets
         self._loop: asyncio.Task[None] | None = None
-        self._sends: set[asyncio.Task[None]] = set()
+        self._sends: dict[asyncio.Task[None], str] = {}
+        """Each with its tenant."""
         self._wake = asyncio.Event()
 
     def open(self) -> None:
@@ -121,10 +125,13 @@ class Callbacks:
             return
         # Twice the time that one try takes: whoever dies while it sends is tried again by another process.
         within_s = 2 * self._config.callback_timeout_s
-        for callback in await self._store.due_callbacks(shard, limit=free, within_s=within_s):
+        places = {tenant: _TENANT_AT_ONCE_MAX - count for tenant, count in Counter(self._sends.values()).items()}
+        for callback in await self._store.due_callbacks(
+            shard, limit=free, within_s=within_s, free=places, free_default=_TENANT_AT_ONCE_MAX
+        ):
             send = asyncio.get_running_loop().create_task(self._send(callback))
-            self._sends.add(send)
-            send.add_done_callback(self._sends.discard)
+            self._sends[send] = callback.execution.tenant
+            send.add_done_callback(self._sends.pop)
 
     async def _send(self, callback: Callback) -> None:
         execution, reason = callback.execution, ""

@@ -9,6 +9,7 @@ depend on.
 import ast
 import hashlib
 import re
+import threading
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from headrace.errors import AgentInvalid, ConfigError
 
 # No word or sign makes more than two nodes of a tree, and so no character does: "-" is an operation and its kind.
 _NODES_A_CHARACTER = 2
+_TREE = threading.Lock()
+"""CPython 3.11 counts the depth of all threads' syntax trees in one place, and raises SystemError when they mix."""
 _LEXEME = re.compile(r"\w+|[^\w\s]")
 
 
@@ -154,7 +157,9 @@ def _too_many_nodes(text: str, policy: CodePolicy) -> Refusal | None:
     """Before it is compiled; a text too short for so many is not parsed twice for it."""
     if _NODES_A_CHARACTER * len(text) <= policy.nodes_max:
         return None
-    nodes = sum(1 for _ in ast.walk(ast.parse(text)))
+    with _TREE:
+        tree = ast.parse(text)
+    nodes = sum(1 for _ in ast.walk(tree))
     if nodes <= policy.nodes_max:
         return None
     return Refusal(

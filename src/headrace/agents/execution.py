@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Coroutine, Generator
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -9,6 +10,13 @@ import msgspec
 from headrace.clock import Clock
 from headrace.errors import InvalidRequest
 
+JSON_DEPTH_MAX = 200
+"""How deep an output or a state may be nested: readers that recurse, CPython's 1,000 frames among them, have room."""
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_SQUARE = bytes.maketrans(b"{}", b"[]")
+_OPENING = ord("[")
+_FLATTENED = 4
+"""How many innermost levels are taken away before what is left is counted."""
 Status = Literal["queued", "running", "cancelling", "completed", "failed", "timeout", "cancelled", "interrupted"]
 Priority = Literal["low", "normal", "high"]
 
@@ -192,7 +200,8 @@ def as_json(value: Any) -> bytes:
 
     Raises `TypeError`, `ValueError` or `RecursionError` when it is none.
     """
-    json = msgspec.json.encode(value)
+    # A line break in JSON is white space, and the end of a line to whoever streams it.
+    json = msgspec.json.encode(value).replace(b"\n", b" ").replace(b"\r", b" ")
     try:
         msgspec.json.decode(json, type=msgspec.Raw)
     except msgspec.DecodeError as error:
@@ -200,6 +209,23 @@ def as_json(value: Any) -> bytes:
     if not json.isascii():
         json.decode()
     return json
+
+
+def is_deep(json: bytes) -> bool:
+    """Whether JSON is nested deeper than `JSON_DEPTH_MAX`.
+
+    Nearly all of the work is done by searches of bytes: without its texts, and its innermost pairs several times taken
+    away, next to nothing is left of what is wide; only what still could be deep is counted.
+    """
+    if json.count(b"[") + json.count(b"{") <= JSON_DEPTH_MAX:
+        return False
+    if b"\\" in json:
+        json = json.replace(b"\\\\", b"").replace(b'\\"', b"")
+    brackets = b"".join(json.split(b'"')[::2]).translate(_SQUARE, _NO_BRACKETS)
+    for _ in range(_FLATTENED):
+        brackets = brackets.replace(b"[]", b"")
+    left = JSON_DEPTH_MAX - _FLATTENED
+    return len(brackets) > 2 * left and max(accumulate(1 if byte == _OPENING else -1 for byte in brackets)) > left
 
 
 def encoded(output: Any, *, bytes_max: int) -> Outcome:
@@ -215,4 +241,6 @@ def encoded(output: Any, *, bytes_max: int) -> Outcome:
             "failed",
             error=f"The output is {len(json):,} bytes; at most {bytes_max:,} are accepted (agents.output_bytes_max).",
         )
+    if is_deep(json):
+        return Outcome("failed", error=f"The output is nested deeper than {JSON_DEPTH_MAX}; flatten it.")
     return Outcome("completed", json)

@@ -270,10 +270,23 @@ WITH record AS (
 DELETE FROM headrace_execution_events v USING newest n
 WHERE v.tenant = n.tenant AND v.execution_id = n.execution_id AND v.id <= n.id - $2::bigint"""
 
+# As `TAKE` does, it jumps from tenant to tenant, so that what is due to one of them hides nothing of another's.
 DUE_CALLBACKS = """
-WITH due AS (
-    SELECT tenant, execution_id FROM headrace_executions WHERE callback_due_at <= now()
-    ORDER BY callback_due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+WITH RECURSIVE waiting AS (
+    (SELECT tenant FROM headrace_executions WHERE callback_due_at IS NOT NULL ORDER BY tenant LIMIT 1)
+    UNION ALL
+    SELECT (SELECT e.tenant FROM headrace_executions e
+            WHERE e.callback_due_at IS NOT NULL AND e.tenant > w.tenant ORDER BY e.tenant LIMIT 1)
+    FROM waiting w WHERE w.tenant IS NOT NULL
+), due AS (
+    SELECT h.tenant, h.execution_id
+    FROM waiting w LEFT JOIN json_to_recordset($3::json) AS f (tenant text, places int) USING (tenant)
+    CROSS JOIN LATERAL (
+        SELECT e.tenant, e.execution_id, e.callback_due_at FROM headrace_executions e
+        WHERE e.tenant = w.tenant AND e.callback_due_at <= now()
+        ORDER BY e.callback_due_at LIMIT greatest(0, coalesce(f.places, $4::int)) FOR UPDATE SKIP LOCKED
+    ) h
+    ORDER BY h.callback_due_at LIMIT $1
 )
 UPDATE headrace_executions e
 SET callback_due_at = now() + $2 * interval '1 second', callback_attempt = callback_attempt + 1

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,7 +26,7 @@ from headrace.agents.places import Places
 from headrace.agents.queue import Queue
 from headrace.agents.rollout import RolloutPolicy
 from headrace.agents.run import Run
-from headrace.agents.runs import Runs, wait
+from headrace.agents.runs import Runs
 from headrace.agents.shelf import Shelf
 from headrace.agents.states import States
 from headrace.agents.store import Agent, AgentStore, Deployment, Submission, Totals, Version, agent_not_found
@@ -97,7 +98,7 @@ class AgentHost:
         self.guard = Guard(config, clock=clock, observer=observer)
         """Interrupts agents that hold the event loop, once it is armed; the workers of `headrace up` do that."""
         self._threads = DaemonThreads(config.threads_max, name="headrace-agent")
-        self._shelf = Shelf(config, self._isolated, code_cache)
+        self._shelf = Shelf(config, self._isolated, code_cache, clock=clock)
         self._versions = Versions(config, store, self._shelf, code_cache=code_cache, cache=cache, observer=observer)
         self._places = Places(config, self._threads)
         self._admission = Admission(_tiers(config, tier_of), queued_max=config.queued_max)
@@ -205,32 +206,41 @@ class AgentHost:
 
     async def __aenter__(self) -> Self:
         """Open the store, join the other nodes, begin to take what is queued."""
-        await self._store.open()
-        await self._membership.open()
-        self._runs.open()
-        self._runs.spawn(self._exchange_counts())
-        self._runs.spawn(self._open_isolation())
-        self._callbacks.open()
-        await self._queue.open()
+        try:
+            await self._store.open()
+            await self._membership.open()
+            self._runs.open()
+            self._runs.spawn(self._exchange_counts())
+            self._runs.spawn(self._open_isolation())
+            self._callbacks.open()
+            await self._queue.open()
+        except BaseException:
+            await self._close()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take no more, let running executions end, put those that do not on record as interrupted, and close."""
-        await self._queue.close()
-        await wait([*self._acceptance.claims], within_s=self.config.cancel_grace_s)
-        await self._runs.drain()
-        await self._callbacks.close()
-        await self._acceptance.close()
-        await self._runs.close()
-        await self._membership.close()
-        await self._store.close()
-        self._threads.close()
-        await self._shelf.close()
-        await self._isolated.close()
-        if self._owns_code_cache:
-            await asyncio.to_thread(self.code_cache.close)
+        await self._close()
+
+    async def _close(self) -> None:
+        """Close every part, from the last line to the first, whatever becomes of the others."""
+        async with AsyncExitStack() as parts:
+            if self._owns_code_cache:
+                parts.push_async_callback(asyncio.to_thread, self.code_cache.close)
+            parts.push_async_callback(self._isolated.close)
+            parts.push_async_callback(self._shelf.close)
+            parts.callback(self._threads.close)
+            parts.push_async_callback(self._store.close)
+            parts.push_async_callback(self._membership.close)
+            parts.push_async_callback(self._runs.close)
+            parts.push_async_callback(self._acceptance.close)
+            parts.push_async_callback(self._callbacks.close)
+            parts.push_async_callback(self._runs.drain)
+            parts.push_async_callback(self._acceptance.settle)
+            parts.push_async_callback(self._queue.close)
 
     # -- deployments -----------------------------------------------------------------------------------------------
 

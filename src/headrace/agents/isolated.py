@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 import msgspec
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.execution import Execution, Outcome, Progress, Room, storable
+from headrace.agents.execution import JSON_DEPTH_MAX, Execution, Outcome, Progress, Room, is_deep, storable
 from headrace.agents.isolation import Limits, ProcessOutcome, ProcessPool, Stopped, WorkerKey
 from headrace.agents.store import Version
 from headrace.clock import Clock
@@ -176,6 +176,9 @@ class IsolatedVersion:
         if outcome is None:
             return Outcome("timeout", error=f"No worker was free for it within {deadline_s:g} s.")
         _note(execution, outcome)
+        for name, json in (("output", outcome.output_json), ("state", outcome.state_json)):
+            if json is not None and is_deep(json):
+                return Outcome("failed", error=f"The {name} is nested deeper than {JSON_DEPTH_MAX}.")
         if state is not None and outcome.state_json is not None:
             state.clear()
             state.update(msgspec.json.decode(outcome.state_json))

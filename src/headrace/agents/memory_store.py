@@ -419,10 +419,16 @@ class MemoryStore:
         kept = self._states.get((tenant, agent_id, instance), _NO_STATE)
         return None if kept.version == known else kept
 
-    async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
+    async def due_callbacks(
+        self, shard: str, *, limit: int, within_s: float, free: dict[str, int], free_default: int
+    ) -> list[Callback]:
         """Callbacks to try now."""
-        now = self._clock.wall()
-        due = [key for key, (_, at) in self._callbacks.items() if at <= now][:limit]
+        now, due, left = self._clock.wall(), list[Key](), dict(free)
+        for key in [key for key, (_, at) in self._callbacks.items() if at <= now]:
+            left.setdefault(key[0], free_default)
+            if left[key[0]] > 0 and len(due) < limit:
+                left[key[0]] -= 1
+                due.append(key)
         for key in due:
             callback = self._callbacks[key][0]
             again = Callback(callback.execution, callback.url, callback.attempt + 1)

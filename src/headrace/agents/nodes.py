@@ -22,8 +22,10 @@ _SETTLED_S = 30.0
 """What was begun longer ago is either known here or nobody's: no answer is waited for so long."""
 _FORGET_S = 60.0
 """How often old executions are looked for."""
-_FORGET_MAX = 1_000
-"""Finished executions that one beat deletes; while there are so many, every beat does."""
+_FORGET_FIRST, _FORGET_MAX = 1_000, 16_000
+"""Finished executions that are deleted at once: twice as many each time while there are so many."""
+_FORGET_PAUSES = 2
+"""How many times as long as a deletion took the shard is left alone, so a node spends a third of its time at most."""
 
 
 class Membership:
@@ -54,14 +56,15 @@ class Membership:
         self._doubts: dict[str, float] = {}
         self._owners: dict[str, str] = {}
         self._living: dict[str, int] = {}
-        self._forget_at: dict[str, float] = {}
         self._loops: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Join every shard; one that is down, when it is reached."""
         await asyncio.gather(*(self._try_to_join(shard) for shard in self._store.shards))
         loop = asyncio.get_running_loop()
-        self._loops = {loop.create_task(self._keep(shard)) for shard in self._store.shards}
+        self._loops = {
+            loop.create_task(work(shard)) for shard in self._store.shards for work in (self._keep, self._forget)
+        }
 
     async def close(self) -> None:
         """Leave, so that nobody has to wait for the end of the lease."""
@@ -134,7 +137,6 @@ class Membership:
         )
         if reaped.nodes or reaped.returned or reaped.ended:
             self._observer.on(NodesLost(shard, reaped.nodes, reaped.returned, reaped.ended))
-        await self._forget(shard)
 
     async def _disown_unknown(self, shard: str, owner: str) -> None:
         doubt_until = self._doubts.get(shard)
@@ -145,8 +147,21 @@ class Membership:
         await self._store.disown(shard, owner=owner, known=self._known(), older_than_s=_SETTLED_S)
 
     async def _forget(self, shard: str) -> None:
-        now = self._clock.monotonic()
-        if now >= self._forget_at.get(shard, now):
-            kept_s = self._config.executions_kept_s
-            if await self._store.forget(shard, older_than_s=kept_s, limit=_FORGET_MAX) < _FORGET_MAX:
-                self._forget_at[shard] = now + _FORGET_S
+        """Delete what is old, as fast as it comes; apart from the beats, which nothing may delay."""
+        limit, kept_s = _FORGET_FIRST, self._config.executions_kept_s
+        while True:
+            began, gone = self._clock.monotonic(), 0
+            try:
+                gone = await self._store.forget(shard, older_than_s=kept_s, limit=limit)
+            except BackendError:
+                gone = 0  # the shard's own event tells
+            except Exception as error:  # noqa: BLE001 - a fault of ours must not end the deleting
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "nothing was deleted", "exception": error}
+                )
+            if gone < limit:
+                limit = _FORGET_FIRST
+                await self._clock.sleep(_FORGET_S)
+            else:
+                limit = min(2 * limit, _FORGET_MAX)
+                await self._clock.sleep(_FORGET_PAUSES * (self._clock.monotonic() - began))

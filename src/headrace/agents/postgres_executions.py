@@ -297,9 +297,12 @@ class PostgresExecutions:
             return State(0, b"{}") if known else None
         return None if row[1] is None else State(row[0], row[1].encode())
 
-    async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
-        """Callbacks to try now; nobody else gets them for `within_s`."""
-        rows = await self._database.nodes[shard].fetch(sql.DUE_CALLBACKS, (limit, within_s))
+    async def due_callbacks(
+        self, shard: str, *, limit: int, within_s: float, free: dict[str, int], free_default: int
+    ) -> list[Callback]:
+        """Callbacks to try now, within the places that each tenant has left; nobody else gets them for `within_s`."""
+        places = _encode([{"tenant": tenant, "places": count} for tenant, count in free.items()]).decode()
+        rows = await self._database.nodes[shard].fetch(sql.DUE_CALLBACKS, (limit, within_s, places, free_default))
         return [Callback(await self.execution(row[0], None, row[1]), row[2], row[3]) for row in rows]
 
     async def callback_done(self, callback: Callback, *, again_in_s: float | None) -> None:

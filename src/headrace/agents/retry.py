@@ -3,6 +3,7 @@
 Sources: M. Brooker, Exponential backoff and jitter, AWS Architecture Blog, 2015; Finagle's RetryBudget.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 
@@ -39,3 +40,34 @@ class RetryBudget:
             return False
         self._balance -= 1
         return True
+
+
+class RetryBudgets:
+    """A budget for each tenant: nobody's failures use up what others may repeat. The last seen are remembered."""
+
+    def __init__(self, *, share: float = 0.2, balance_max: float = 100.0, tenants_max: int = 10_000) -> None:
+        self._share = share
+        self._balance_max = balance_max
+        self._tenants_max = tenants_max
+        self._budgets: OrderedDict[str, RetryBudget] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many tenants are remembered."""
+        return len(self._budgets)
+
+    def pay_in(self, tenant: str) -> None:
+        """A first attempt was made."""
+        self._of(tenant).pay_in()
+
+    def take(self, tenant: str) -> bool:
+        """Whether a retry may be made; if so it is counted."""
+        return self._of(tenant).take()
+
+    def _of(self, tenant: str) -> RetryBudget:
+        budget = self._budgets.get(tenant)
+        if budget is None:
+            budget = self._budgets[tenant] = RetryBudget(share=self._share, balance_max=self._balance_max)
+            if len(self._budgets) > self._tenants_max:
+                self._budgets.popitem(last=False)
+        self._budgets.move_to_end(tenant)
+        return budget

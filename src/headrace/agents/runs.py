@@ -17,7 +17,7 @@ from headrace.agents.config import AgentsConfig
 from headrace.agents.deadlines import Deadlines
 from headrace.agents.execution import Execution, Outcome
 from headrace.agents.places import Places
-from headrace.agents.retry import RetryBudget, backoff_s
+from headrace.agents.retry import RetryBudgets, backoff_s
 from headrace.agents.run import Run, Surroundings
 from headrace.agents.shelf import Loaded, Shelf
 from headrace.agents.states import States
@@ -69,7 +69,7 @@ class Runs:
         self._clock = clock
         self._observer = observer
         self._tell_end = ended
-        self._budget = RetryBudget()
+        self._budgets = RetryBudgets()
         self._rng = random.Random()  # noqa: S311 - for jitter, not for secrets
         self._runs: dict[Key, Run] = {}
         self._on_record: dict[Key, Run] = {}
@@ -156,7 +156,7 @@ class Runs:
         run.start()
         self.started += 1
         if execution.attempt == 1:
-            self._budget.pay_in()
+            self._budgets.pay_in(execution.tenant)
         loaded.users += 1
         key = run.key
         self._runs[key] = run
@@ -286,7 +286,7 @@ class Runs:
             return False
         if run.is_left_behind and execution.status == "timeout":
             return False  # it has not stopped: the next attempt would run beside it
-        if not self._budget.take():
+        if not self._budgets.take(execution.tenant):
             return False
         delay_s = backoff_s(
             execution.attempt,

@@ -12,20 +12,33 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
 
 from headrace.agents.config import AgentsConfig
 from headrace.agents.definition import Definition, Source, load, unhealthy
 from headrace.agents.isolated import IsolatedVersion, IsolatedVersions
+from headrace.agents.retry import backoff_s
 from headrace.agents.store import Version
 from headrace.agents.threads import DaemonThreads
-from headrace.errors import AgentInvalid, AgentUnhealthy, InvalidRequest, IsolationRequired, Overloaded
+from headrace.clock import Clock
+from headrace.errors import (
+    AgentInvalid,
+    AgentUnhealthy,
+    HeadraceError,
+    InvalidRequest,
+    IsolationRequired,
+    IsolationUnavailable,
+    Overloaded,
+)
 
 if TYPE_CHECKING:
     from headrace.agents.code_cache import CodeCache
 
+_AGAIN_FIRST_S, _AGAIN_MAX_S = 1.0, 60.0
+"""How long a version that failed to load is not loaded again; twice as long each time."""
+_FAILURES_MAX = 10_000
 LOADS_MAX = 8
 """Sources that may be loading, and hooks that may be running in threads, at once."""
 
@@ -54,19 +67,32 @@ class Loaded:
             self.isolated.require_room(self.users)
 
 
+class _Failure(NamedTuple):
+    """Why a version does not load, how often in a row, and when it may be tried again, in monotonic seconds."""
+
+    error: HeadraceError
+    times: int
+    again_at: float
+
+
 class Shelf:
-    """The loaded versions of a process; the least recently used one goes first."""
+    """The loaded versions of a process; the least recently used one goes first.
+
+    What does not load is not loaded anew by every request: its error is told again for a while, longer each time.
+    """
 
     def __init__(
-        self, config: AgentsConfig, isolated: IsolatedVersions, code_cache: "CodeCache | None" = None
+        self, config: AgentsConfig, isolated: IsolatedVersions, code_cache: "CodeCache | None" = None, *, clock: Clock
     ) -> None:
         self._config = config
+        self._clock = clock
         self._isolated = isolated
         self._code_cache = code_cache
         self._loaded: OrderedDict[VersionKey, Loaded] = OrderedDict()
         self._with_workers: set[VersionKey] = set()
         """Which of them are isolated: to look for those among all, with each deployment, grows with all."""
         self._loads: dict[VersionKey, asyncio.Task[Loaded]] = {}
+        self._failures: dict[VersionKey, _Failure] = {}
         self._stops: set[asyncio.Task[None]] = set()
         self._hooks: set[asyncio.Task[Any]] = set()
         """Asynchronous hooks that run; one may swallow its cancellation, so nobody waits for its end."""
@@ -109,15 +135,31 @@ class Shelf:
             return loaded
         load_task = self._loads.get(key)
         if load_task is None:
+            failure = self._failures.get(key)
+            if failure is not None and self._clock.monotonic() < failure.again_at:
+                raise failure.error.with_traceback(None)
             load_task = asyncio.get_running_loop().create_task(self._load(key, version_of))
             self._loads[key] = load_task
             load_task.add_done_callback(lambda _: self._loads.pop(key, None))
         return await asyncio.shield(load_task)
 
     async def _load(self, key: VersionKey, version_of: Callable[[], Awaitable[Version]]) -> Loaded:
-        loaded = await self.load(key[0], await version_of())
+        version = await version_of()
+        try:
+            loaded = await self.load(key[0], version)
+        except (AgentInvalid, IsolationUnavailable) as error:
+            self._note_failure(key, error)
+            raise
         self.put(key, loaded)
         return loaded
+
+    def _note_failure(self, key: VersionKey, error: HeadraceError) -> None:
+        before = self._failures.pop(key, None)
+        times = 1 if before is None else before.times + 1
+        pause_s = backoff_s(times, first_s=_AGAIN_FIRST_S, limit_s=_AGAIN_MAX_S, rng=lambda: 1.0)
+        self._failures[key] = _Failure(error, times, self._clock.monotonic() + pause_s)
+        if len(self._failures) > _FAILURES_MAX:
+            del self._failures[next(iter(self._failures))]
 
     async def load(self, tenant: str, version: Version) -> Loaded:
         """Load a version and start it, here or in a worker; it is not on the shelf yet.
@@ -165,6 +207,7 @@ class Shelf:
 
     def put(self, key: VersionKey, loaded: Loaded) -> None:
         """Keep a version for all that ask; what it replaces is retired."""
+        self._failures.pop(key, None)
         replaced = self._loaded.pop(key, None)
         self._loaded[key] = loaded
         (self._with_workers.discard if loaded.isolated is None else self._with_workers.add)(key)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.execution import Execution, as_json
+from headrace.agents.execution import JSON_DEPTH_MAX, Execution, as_json, is_deep
 from headrace.agents.store import AgentStore, Change, Key, State
 from headrace.clock import Clock
 from headrace.errors import InvalidRequest, Overloaded
@@ -124,6 +124,8 @@ class States:
                 f"The state has {len(value_json):,} bytes; at most {self._config.state_bytes_max:,} are kept"
                 " (agents.state_bytes_max)."
             )
+        if is_deep(value_json):
+            raise InvalidRequest(f"The state is nested deeper than {JSON_DEPTH_MAX}.")
         if value_json == turn.before_json:
             return None
         return Change(turn.key[2], State(turn.version + 1, value_json))

@@ -310,8 +310,10 @@ class AgentStore(Protocol):
     async def state(self, tenant: str, agent_id: str, instance: str, *, known: int) -> State | None:
         """The state of an instance; None if it is still the version that is known."""
 
-    async def due_callbacks(self, shard: str, *, limit: int, within_s: float) -> list[Callback]:
-        """Callbacks to try now; nobody else gets them for `within_s`."""
+    async def due_callbacks(
+        self, shard: str, *, limit: int, within_s: float, free: dict[str, int], free_default: int
+    ) -> list[Callback]:
+        """Callbacks to try now, within the places that each tenant has left; nobody else gets them for `within_s`."""
 
     async def callback_done(self, callback: Callback, *, again_in_s: float | None) -> None:
         """It was sent or given up, or is to be tried again."""

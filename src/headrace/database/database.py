@@ -250,19 +250,19 @@ class Database:
         if replica is not None:
             is_plain = read_only and cache is None
             return await self._fetch_replica(sql, params, key, replica, is_plain=is_plain)
+        epoch = self.shard_map.epoch  # of before the plan is made
         node = self._alone(key)
         if node is None:
             plan = await self._planned(sql, params, everywhere=everywhere)
             node = self._home(plan, is_cached=cache is not None)
             if node is None:
-                return await self._fetch_spread(plan, sql, params, is_cached=cache is not None)
+                return await self._fetch_spread(plan, sql, params, epoch, cache, everywhere=everywhere)
         if cache is not None and (cached := await self._cached().fetch(node.name, sql, params, cache)) is not None:
             return cached
         if self._point_reads is not None:
             together = self._point_reads.of(node, sql, params)
             if together is not None:
                 return await together(params)
-        epoch = self.shard_map.epoch
         try:
             return await node.fetch(sql, params, read_only=read_only)
         except StatementFailed as error:
@@ -279,13 +279,19 @@ class Database:
             raise CallerError("replica= is for reads that are not cached.", fix="Pass read_only=True, no cache.")
         return await self.replicas[await self._place(sql, params, key)].fetch(sql, params, replica=replica)
 
-    async def _fetch_spread(self, plan: Plan, sql: str, params: Sequence[Any], *, is_cached: bool) -> list[Row]:
-        if is_cached:
+    async def _fetch_spread(
+        self, plan: Plan, sql: str, params: Sequence[Any], epoch: int, cache: QueryPolicy | None, *, everywhere: bool
+    ) -> list[Row]:
+        if cache is not None:
             self._cached().pass_over(sql)
         try:
             return await self._spread.fetch(plan, sql, params)
+        except StatementFailed as error:
+            if not await self._overtaken(error, epoch):
+                raise
         finally:
             self._wrote(None, sql)
+        return await self.fetch(sql, *params, everywhere=everywhere)
 
     async def fetch_one(
         self,
@@ -329,23 +335,20 @@ class Database:
         if self._seen.is_due():
             with self._seen.timing(sql, params):
                 return await self.execute(sql, *params, key=key, everywhere=everywhere, grouped=grouped)
+        epoch = self.shard_map.epoch  # of before the plan is made
         node = self._alone(key)
         if node is None:
             plan = await self._planned(sql, params, everywhere=everywhere)
-            if not isinstance(plan, OneShard):
-                try:
-                    return await self._spread.execute(plan, sql, params)
-                finally:
-                    self._wrote(None, sql)
-            node = self._at(plan.shard)
-        epoch = self.shard_map.epoch
+            node = self._home(plan, is_cached=False)
         try:
+            if node is None:
+                return await self._spread.execute(plan, sql, params)
             return await node.execute(sql, params, grouped=grouped)
         except StatementFailed as error:
             if not await self._overtaken(error, epoch):
                 raise
         finally:
-            self._wrote(node.name, sql)
+            self._wrote(None if node is None else node.name, sql)
         return await self.execute(sql, *params, key=key, everywhere=everywhere, grouped=grouped)
 
     async def execute_many(
@@ -360,6 +363,17 @@ class Database:
 
         Those commit when all rows are written: an error before leaves nothing anywhere.
         """
+        epoch = self.shard_map.epoch
+        try:
+            await self._execute_many(sql, rows, key, everywhere=everywhere)
+        except StatementFailed as error:
+            if not await self._overtaken(error, epoch):
+                raise
+            await self._execute_many(sql, rows, key, everywhere=everywhere)
+
+    async def _execute_many(
+        self, sql: str, rows: Sequence[Sequence[Any]], key: Key | msgspec.UnsetType, *, everywhere: bool
+    ) -> None:
         node = self._alone(key)
         if node is not None:
             try:

@@ -61,14 +61,13 @@ class Frames:
 
     def event(self, event: Emitted) -> bytes:
         """An event; empty: nothing is written for it."""
-        # A newline in JSON is white space, and the end of a line of a frame.
-        data = bytes(event.data).replace(b"\n", b" ").replace(b"\r", b" ")
+        data = _one_line(bytes(event.data))
         dropped = b'event: dropped\ndata: {"count":%d}\n\n' % event.dropped if event.dropped else b""
         return b"%bid: %d\ndata: %b\n\n" % (dropped, event.id, data)
 
     def ending(self, last: int, data: bytes) -> bytes:
         """The last frame, after the event with the id `last`; `data` is what the source's `ending` returned."""
-        return b"event: end\nid: %d%b\ndata: %b\n\n" % (last, _ENDED.encode(), data)
+        return b"event: end\nid: %d%b\ndata: %b\n\n" % (last, _ENDED.encode(), _one_line(data))
 
     def problem(self, error: HeadraceError) -> bytes:
         """The last frame of a stream that cannot go on."""
@@ -216,6 +215,11 @@ class _Transmission:
     async def _transmit(self, message: Message) -> None:
         async with asyncio.timeout(self._stalled_s_max):
             await self._send(message)
+
+
+def _one_line(json: bytes) -> bytes:
+    """The same JSON without line breaks: white space to it, and the end of a line of a frame."""
+    return json.replace(b"\n", b" ").replace(b"\r", b" ")
 
 
 async def _next(events: AsyncIterator[Emitted]) -> Emitted | None:

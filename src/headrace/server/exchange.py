@@ -22,6 +22,7 @@ from headrace.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotJson,
+    NotOpen,
     Overloaded,
     RequestTimeout,
 )
@@ -63,7 +64,7 @@ def problem_answer(error: HeadraceError, *more: Header, retry_after_s: int | Non
     """An error as a problem+json answer: the only place that makes one."""
     details = problem(error)
     headers: list[Header] = [(b"content-type", MEDIA_TYPE), (b"cache-control", b"no-store"), *more]
-    if isinstance(error, BackendError):
+    if isinstance(error, BackendError | NotOpen):
         if retry_after_s is None:
             # Rounded up: who comes back a moment too early has only made it worse.
             retry_after_s = math.ceil(error.retry_after_s) if isinstance(error, Overloaded) else RETRY_AFTER_S

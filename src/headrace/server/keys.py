@@ -7,6 +7,9 @@ Hashes are compared in constant time.
 A key is looked up through the cache. That it was revoked is known at once where the invalidation arrives, and after
 `STALE_S_MAX` everywhere: `POLICY` never lets an older copy answer, not even while the database is away.
 
+Whoever makes ids up misses every copy. So looks that find nothing are bounded in each process, by GCRA; beyond that an
+id that was never seen there is told to come back, and those that were seen are served as ever.
+
 [1] OWASP, Password Storage Cheat Sheet: work factors make up for the low entropy of what people choose.
 """
 
@@ -18,10 +21,11 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from headrace.agents.admission import gcra
 from headrace.cache import Cache, CachePolicy, Strategy
 from headrace.clock import Clock
 from headrace.database import Database
-from headrace.errors import InvalidRequest, KeyNotFound, Unauthorized
+from headrace.errors import InvalidRequest, KeyNotFound, Overloaded, Unauthorized
 from headrace.server.caller import Caller
 from headrace.server.key_store import ApiKey, KeyStore, MemoryKeyStore, PostgresKeyStore
 
@@ -38,6 +42,10 @@ _ID_BYTES = 8
 _SECRET_BYTES = 32
 _TENANTS_MAX = 100_000
 """Tenants whose tiers a process remembers."""
+_IDS_MAX = 100_000
+"""Ids of keys that a process remembers to exist."""
+LOOKS_PER_S, LOOKS_BURST = 100.0, 1_000
+"""Looks for ids that lead to no key, in each process; those for keys that exist are not counted."""
 
 _parts = re.compile(r"hr_([0-9a-f]{16})_[A-Za-z0-9_-]{43}").fullmatch
 
@@ -60,6 +68,10 @@ class Keys:
         self._random = random
         self._store: KeyStore = MemoryKeyStore() if database is None else PostgresKeyStore(database)
         self._tier_of: dict[str, str] = {}
+        self._ids: set[str] = set()
+        """Of keys that were found."""
+        self._full_at = 0.0
+        """When the looks that find nothing have their whole burst again."""
 
     async def create(
         self,
@@ -110,12 +122,37 @@ class Keys:
         parts = _parts(text)
         key: ApiKey | None = None
         if parts is not None:
-            load = partial(self._store.find, parts[1])
-            key = await self._cache.get_or_load(_cached(parts[1]), load, type=ApiKey | None)
+            key = await self._found(parts[1])
         if key is None or not hmac.compare_digest(key.sha256, _sha256(text)) or not key.is_valid(self._clock.wall()):
             raise Unauthorized("The API key is not valid (any more).")
         self._learn(key)
         return Caller(key.tenant, frozenset(key.permissions), key.key_id)
+
+    async def _found(self, key_id: str) -> ApiKey | None:
+        name, load = _cached(key_id), partial(self._store.find, key_id)
+        is_free = key_id in self._ids or name in self._cache.held((name,))
+        if not is_free:
+            self._pay()
+        key: ApiKey | None = await self._cache.get_or_load(name, load, type=ApiKey | None)
+        if key is not None and key_id not in self._ids:
+            if len(self._ids) >= _IDS_MAX:
+                self._ids.clear()
+            self._ids.add(key_id)
+            if not is_free:
+                self._full_at -= 1 / LOOKS_PER_S
+        return key
+
+    def _pay(self) -> None:
+        """Count a look that may find nothing."""
+        now = self._clock.monotonic()
+        full_at, wait_s = gcra(self._full_at, now, rate_per_s=LOOKS_PER_S, burst=LOOKS_BURST)
+        if wait_s > 0:
+            raise Overloaded(
+                "Too many API keys that do not exist were offered; this one was not looked for.",
+                retry_after_s=wait_s,
+                fix="Try again.",
+            )
+        self._full_at = full_at
 
     def tier_of(self, tenant: str) -> str | None:
         """The tier of the tenant's key that was seen in this process last."""

@@ -9,6 +9,7 @@ MEDIA_TYPE = b"application/problem+json"
 # By class; the nearest ancestor wins. What is not here falls to CallerError, BackendError or BugError.
 _STATUS: dict[type[errors.HeadraceError], int] = {
     errors.CallerError: 400,
+    errors.NotOpen: 503,  # whatever the service is made of is open until it stops
     errors.InvalidRequest: 422,
     errors.BodyTooLarge: 413,
     errors.PathNotFound: 404,

@@ -154,13 +154,13 @@ async def test_a_slow_process_and_its_recovery_agree(config):
     async with Database(config) as slow, Database(config) as other:
         decide = slow._two_phase._decide
 
-        async def sleep_before(part, *, is_committed):
+        async def sleep_before(part, *, is_committed, **more):
             async def is_undone() -> bool:
                 await other._two_phase.recover()
                 return await in_doubt(other) == 0
 
             await until(is_undone)
-            return await decide(part, is_committed=is_committed)
+            return await decide(part, is_committed=is_committed, **more)
 
         slow._two_phase._decide = sleep_before
         with pytest.raises(DatabaseUnavailable, match="undone"):
@@ -266,3 +266,35 @@ async def test_a_decision_that_is_forgotten_while_it_is_asked_for_stops_no_recov
                 assert await database._two_phase._decide(part, is_committed=False) is False
             finally:
                 del node.fetch
+
+
+async def test_a_decision_that_no_shard_needs_any_more_is_forgotten(config):
+    """A week later, and only when every shard of its transaction was asked; another one may still hold its part."""
+    async with Database(config) as database:
+        await write(database, *((key, INSERT) for key in keys(database)))
+    done, far, young = (uuid.uuid4() for _ in range(3))
+    insert = "INSERT INTO headrace_decisions VALUES (%s, true, now() - make_interval(days => %s), %s)"
+    with psycopg.connect(config.shards[0].dsn, autocommit=True) as connection:
+        for id, days, last in ((done, 8, "shard-1"), (far, 8, "shard-9"), (young, 6, "shard-1")):
+            connection.execute(insert, (id, days, ["shard-0", last]))
+
+        def left():
+            return {id for (id,) in connection.execute("SELECT id FROM headrace_decisions").fetchall()}
+
+        async with Database(config), asyncio.timeout(10):
+            while done in left():
+                await asyncio.sleep(0.05)
+        assert left() == {far, young}
+
+
+async def test_a_decision_names_its_shards(config):
+    """As long as one of them has not carried it out, it is known which."""
+    async with Database(config) as database:
+        first, second = keys(database)
+        node = database.nodes["shard-0"]
+        async with database.transaction(keys=[first, second], two_phase=True) as transaction:
+            await transaction.execute(INSERT, key=first)
+            await transaction.execute(INSERT, key=second)
+            forget, database._two_phase._forget = database._two_phase._forget, lambda part: asyncio.sleep(0)
+        database._two_phase._forget = forget
+        assert await node.fetch("SELECT shards FROM headrace_decisions") == [(["shard-0", "shard-1"],)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from headrace.database import Database, KeyRange, ListedKey
+from headrace.database import Database, KeyRange, ListedKey, Sharded
 from headrace.database.kept_map import read_map
 from headrace.errors import CallerError, ConfigError, DatabaseUnavailable, ShardMapOutdated, StatementFailed
 from headrace.events import ShardMapChanged
@@ -256,6 +256,41 @@ async def test_a_write_that_meets_a_fence_waits_for_the_new_home(quick, how):
         assert stale.locate(key) == ("shard-1", stale.locate(key).slot, 2)
         counts = [(await node.fetch("SELECT count(*) FROM t"))[0][0] for node in stale.nodes.values()]
         assert counts == [0, 1]
+
+
+@pytest.mark.parametrize("how", ["execute", "fetch", "execute_many"])
+async def test_a_write_on_several_shards_that_meets_a_fence_is_planned_anew(quick, how):
+    """Undone on all of them, and then each row is written once, where the newer map has it."""
+    config = replace(quick, map_look_s=3600.0, tables={"t": Sharded(key="k")})
+    async with Database(config) as mover, Database(config) as stale:
+        moving = next(key for key in range(99) if stale.locate(key).shard == "shard-0")
+        staying = next(key for key in range(99) if stale.locate(key).shard == "shard-1")
+        moved = await fenced(mover, slot_of=stale.locate(moving).slot)
+        rows = {"execute_many": ("INSERT INTO t VALUES ($1)", [(moving,), (staying,)])}
+        both = rows.get(how, ("INSERT INTO t VALUES ($1), ($2)", moving, staying))
+        writing = asyncio.gather(getattr(stale, how)(*both, everywhere=True))
+        await until(lambda: stale._keeper._looks or writing.done())
+        await mover._keeper.publish(moved)
+        await writing
+        kept = [await node.fetch("SELECT k FROM t ORDER BY k") for node in stale.nodes.values()]
+        assert kept == [[], sorted([(moving,), (staying,)])]
+
+
+async def test_a_map_that_changes_while_a_statement_is_read_is_not_taken_for_its_own(quick):
+    """A write that was planned by the older map and meets a fence does not wait for a third one."""
+    config = replace(quick, map_look_s=3600.0, tables={"t": Sharded(key="k")}, fence_wait_s=1.0)
+    async with Database(config) as mover, Database(config) as stale:
+        key = next(key for key in range(99) if stale.locate(key).shard == "shard-0")
+        await mover._keeper.publish(await fenced(mover, slot_of=stale.locate(key).slot))
+        learn = stale._spread._learn
+
+        async def learn_slowly(sql):
+            await learn(sql)
+            await stale._keeper.refresh()
+
+        stale._spread._learn = learn_slowly
+        assert await stale.execute("INSERT INTO t VALUES ($1)", key) == 1
+        assert await stale.fetch("SELECT k FROM t") == [(key,)]
 
 
 async def test_a_transaction_that_meets_a_fence_succeeds_when_it_is_repeated(quick):

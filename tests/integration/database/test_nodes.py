@@ -14,7 +14,7 @@ import pytest
 
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.embedded import EmbeddedPostgres, started
-from headrace.errors import DatabaseUnavailable, StatementFailed, StatementRefused
+from headrace.errors import DatabaseUnavailable, OutcomeUnknown, StatementFailed, StatementRefused
 from headrace.events import Event, PoolLimited
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -144,3 +144,39 @@ async def twice(database: Database) -> None:
             await transaction.execute("INSERT INTO single VALUES (1)")
         assert caught.value.sqlstate == "23505"
         await transaction.execute("INSERT INTO single VALUES (2)")
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "CALL kept_and_slow()",
+        "DO $$BEGIN INSERT INTO kept VALUES (1); COMMIT; PERFORM pg_sleep(20); END$$",
+        "BEGIN; INSERT INTO kept VALUES (1); COMMIT; SELECT pg_sleep(20)",
+    ],
+)
+async def test_what_commits_by_itself_is_unknown_when_its_server_goes_away(small, sql):
+    """Something of it may be kept although its end was not reached, so nobody is told that it may be repeated."""
+    async with Database(config_of(small, connections_max=2)) as database:
+        await database.execute("DROP TABLE IF EXISTS kept")
+        await database.execute("CREATE TABLE kept (k int)")
+        await database.execute(
+            "CREATE OR REPLACE PROCEDURE kept_and_slow() LANGUAGE plpgsql AS"
+            " 'BEGIN INSERT INTO kept VALUES (1); COMMIT; PERFORM pg_sleep(20); END'"
+        )
+        running = asyncio.ensure_future(database.execute(sql))
+        async with asyncio.timeout(10):
+            while not await database.fetch("SELECT 1 FROM kept"):
+                await asyncio.sleep(0.01)
+            sleeping = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+            while not await database.fetch(sleeping):
+                await asyncio.sleep(0.01)
+        with pytest.raises(OutcomeUnknown):
+            await running
+        assert await database.fetch("SELECT k FROM kept") == [(1,)]
+
+
+async def test_text_of_any_client_encoding_is_told_right(small):
+    """What a connection string says of the encoding does not matter: text is text on both sides."""
+    for dsn in (small + "&client_encoding=LATIN1", small + "&options=-c%20client_encoding%3DLATIN1"):
+        async with Database(config_of(dsn)) as database:
+            assert await database.fetch_value("SELECT $1 || U&'\\6C34'", "車") == "車水"

@@ -288,23 +288,43 @@ async def backend_at(node, query):
 
 
 async def test_a_connection_that_dies_before_the_commit_left_nothing(one, database):
-    """All of the batch are told that nothing was kept, and may repeat it."""
+    """So each row is tried by itself, and only the one whose connection dies again is told."""
     writes = [insert(one, k) for k in range(5)]
     writes.append(one.execute("INSERT INTO t SELECT 5, 0 FROM pg_sleep(20)", grouped=True))
     answers = asyncio.ensure_future(all_of(writes))
     node = database.nodes["shard-0"]
 
     async with asyncio.timeout(15):
-        while not answers.done():  # what surely left no trace is repeated once by itself
+        while not answers.done():
             await node.fetch(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE state = 'active' AND query LIKE '%pg_sleep(20)' AND pid <> pg_backend_pid()"
             )
             await asyncio.sleep(0.01)
 
-    told = await answers
-    assert {type(answer) for answer in told} == {DatabaseUnavailable}
-    assert await keys(one) == []
+    *told, last = await answers
+    assert told == [1] * 5
+    assert isinstance(last, DatabaseUnavailable)
+    assert await keys(one) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("poisonous", "kept_min"), [({3}, 9), (set(range(3, 10)), 3)])
+async def test_a_row_that_kills_its_connection_takes_nobody_with_it(one, poisonous, kept_min):
+    """The others are kept; where more than one does it the rest is not tried: each time may be a crash."""
+    await one.execute("CREATE SEQUENCE deaths")
+    await one.execute(
+        "CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM nextval(''deaths''), pg_terminate_backend(pg_backend_pid()); RETURN NEW; END'"
+    )
+    await one.execute("CREATE TRIGGER die BEFORE INSERT ON t FOR EACH ROW WHEN (NEW.v = 1) EXECUTE FUNCTION die()")
+
+    answers = await all_of(insert(one, k, int(k in poisonous)) for k in range(10))
+
+    kept = [k for k, answer in enumerate(answers) if answer == 1]
+    assert len(kept) == kept_min
+    assert {type(answers[k]) for k in range(10) if k not in kept} == {DatabaseUnavailable}
+    assert await keys(one) == kept
+    assert await one.fetch_value("SELECT nextval('deaths')") <= 4
 
 
 async def test_a_connection_that_dies_in_the_commit_leaves_everyone_in_doubt(one, database):
@@ -323,3 +343,55 @@ async def test_a_connection_that_dies_in_the_commit_leaves_everyone_in_doubt(one
 
     told = await answers
     assert {type(answer) for answer in told} == {OutcomeUnknown}
+
+
+async def test_a_row_that_is_tried_alone_is_found_out_about(one, database):
+    """Its commit is cut, and asked about as that of any other write: it did not happen."""
+    config = replace(one.config, resolve_unknown=True)
+    for sql in (
+        "ALTER TABLE t ADD CONSTRAINT one_v UNIQUE (v) DEFERRABLE INITIALLY DEFERRED",
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN"
+        " IF (SELECT count(*) FROM t WHERE xmin = pg_current_xact_id()::xid) = 1 THEN PERFORM pg_sleep(20); END IF;"
+        " RETURN NEW; END'",
+        "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+        " WHEN (NEW.k = 3) EXECUTE FUNCTION late()",
+    ):
+        await one.execute(sql)
+    async with Database(config) as resolving:
+        answers = asyncio.ensure_future(all_of(insert(resolving, k, 7 if k in {1, 5} else 100 + k) for k in range(8)))
+        sleeping = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        async with asyncio.timeout(10):
+            while not await database.nodes["shard-0"].fetch(sleeping):
+                await asyncio.sleep(0.01)
+
+        told = await answers
+
+        assert [k for k, answer in enumerate(told) if answer != 1] == [3, 5]
+        assert "did not happen" in str(told[3])
+        assert isinstance(told[3], DatabaseUnavailable)
+        assert isinstance(told[5], StatementFailed)
+        assert resolving.statistics().shards["shard-0"].unknown == 0
+    assert await keys(one) == [0, 1, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("is_deferred", [False, True])
+async def test_rows_that_others_hold_do_not_wait_for_one_another(one, database, is_deferred):
+    """Twenty of them together wait little longer than one would, and the rest of the group no longer either."""
+    await all_of(insert(one, k, k) for k in range(30))
+    if is_deferred:
+        await one.execute("ALTER TABLE t ADD CONSTRAINT one_v UNIQUE (v) DEFERRABLE INITIALLY DEFERRED")
+    update = "UPDATE t SET v = CASE WHEN k >= 28 THEN -1 ELSE -10 - k END WHERE k = $1"
+    loop = asyncio.get_running_loop()
+    async with (
+        Database(replace(one.config, lock_timeout_s=0.8)) as hasty,
+        database.nodes["shard-0"].transaction() as holder,
+    ):
+        await holder.fetch("SELECT k FROM t WHERE k < 20 FOR UPDATE")
+        began = loop.time()
+        answers = await all_of(hasty.execute(update, k, grouped=True) for k in range(30))
+        took_s = loop.time() - began
+
+    assert {type(answer) for answer in answers[:20]} == {StatementTimeout}
+    assert answers[20:29] == [1] * 9
+    assert isinstance(answers[29], StatementFailed) if is_deferred else answers[29] == 1
+    assert took_s < 4.0

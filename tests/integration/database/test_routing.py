@@ -192,6 +192,44 @@ async def test_a_stream_reads_only_what_is_asked_for(routed: Database) -> None:
         assert len([row async for row in rows]) == 5000
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id FROM items ORDER BY id, tenant",
+        "SELECT id FROM items ORDER BY to_jsonb(id), tenant",
+        "SELECT i.id FROM items AS i JOIN items AS o ON o.id = i.id + 1 ORDER BY i.id",
+        "SELECT n, count(*) FROM items WHERE pg_sleep(0.01) IS NOT NULL GROUP BY n",
+    ],
+)
+@pytest.mark.parametrize("after_s", [0.0, 0.01, 0.05, 0.2])
+async def test_a_reader_who_is_cancelled_leaves_clean_connections(routed: Database, sql: str, after_s: float) -> None:
+    """Wherever it is: before the first row, in the middle of sorting, between two rows. Nothing runs on."""
+    for node in routed.nodes.values():
+        key = keys_on(routed, node.name, 1)[0]
+        await node.execute(f"INSERT INTO items SELECT {key}, g, 1 FROM generate_series(1, 5000) g")
+
+    async def read() -> None:
+        async with routed.stream(sql) as rows:
+            async for _ in rows:
+                await asyncio.sleep(0)
+
+    await routed.fetch("SELECT id FROM items ORDER BY id, tenant LIMIT 1")
+    before = await _backends(routed)
+    reading = asyncio.ensure_future(read())
+    await asyncio.wait({reading}, timeout=after_s)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    for node in routed.nodes.values():
+        busy = "SELECT query FROM pg_stat_activity WHERE state <> 'idle' AND datname = current_database()"
+        assert await node.fetch(f"{busy} AND pid <> pg_backend_pid()") == []
+    assert before <= await _backends(routed)
+
+
+async def _backends(routed: Database) -> set[int]:
+    sql = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND datname = current_database()"
+    return {row[0] for node in routed.nodes.values() for row in await node.fetch(sql)}
+
+
 async def _first(rows, count):
     async for row in rows:
         yield row

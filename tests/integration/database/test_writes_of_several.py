@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from headrace.clock import SystemClock
-from headrace.database import Database, Sharded
+from headrace.database import Database, Reference, Sharded
 from headrace.database.postgres.sessions import wrote_at
-from headrace.errors import OutcomeUnknown, StatementFailed
+from headrace.errors import BackendError, OutcomeUnknown, StatementFailed
 
 KEYS = tuple(range(40))
 INSERT = f"INSERT INTO t (k) VALUES {', '.join(f'({key})' for key in KEYS)}"
@@ -110,3 +110,53 @@ async def test_a_row_that_is_refused_leaves_none_on_any_shard(two, bad_shard):
     with pytest.raises(StatementFailed):
         await two.execute_many("INSERT INTO t VALUES ($1, $2)", rows, everywhere=True)
     assert await counts(two) == [False, False]
+
+
+@pytest.fixture
+async def copied(database, database_config):
+    """Two processes that write to a reference table, one of which was told of its shards the other way round."""
+    config = replace(database_config, tables={"log": Reference()})
+    other = replace(config, shards=config.shards[::-1])
+    async with Database(config) as one, Database(other) as two:
+        for node in database.nodes.values():
+            await node.execute("CREATE TABLE log (n bigint, who text, made timestamptz)")
+        yield one, two
+
+
+async def copies(database):
+    return [await node.fetch("SELECT n, who FROM log ORDER BY n, who") for node in database.nodes.values()]
+
+
+async def test_writes_to_a_reference_table_come_to_every_copy_in_one_order(copied):
+    """Also those that touch no row in common, so that no row's lock keeps one behind the other."""
+    sql = "INSERT INTO log (n, who) SELECT count(*), $1 FROM log"
+    for _ in range(25):
+        await asyncio.gather(*(each.execute(sql, who) for each, who in zip(copied * 2, "abcd", strict=True)))
+    one, other = await copies(copied[0])
+    assert one == other
+    assert [row.n for row in one] == list(range(100))
+
+
+async def test_updates_of_one_row_of_a_reference_table_do_not_wait_in_a_circle(copied):
+    """Whoever is first on the first shard is first on all."""
+    await copied[0].execute("INSERT INTO log (n, who) VALUES (0, '')")
+    sql = "UPDATE log SET n = n + 1, who = who || $1"
+    for _ in range(25):
+        await asyncio.gather(*(each.execute(sql, who) for each, who in zip(copied * 2, "abcd", strict=True)))
+    one, other = await copies(copied[0])
+    assert one == other
+    assert one[0].n == 100
+
+
+async def test_copies_that_would_get_different_values_are_left_as_they_are(copied):
+    """A trigger may compute on every shard for itself; rows that are returned show it."""
+    one, _ = copied
+    for node in one.nodes.values():
+        await node.execute(
+            "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS"
+            " 'BEGIN NEW.made = clock_timestamp(); RETURN NEW; END'"
+        )
+        await node.execute("CREATE TRIGGER stamp BEFORE INSERT ON log FOR EACH ROW EXECUTE FUNCTION stamp()")
+    with pytest.raises(BackendError, match="different rows"):
+        await one.fetch("INSERT INTO log (n) VALUES (1) RETURNING n, made")
+    assert await copies(one) == [[], []]

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig, TenantConfig
-from headrace.agents.callbacks import _is_public
+from headrace.agents.callbacks import _AT_ONCE_MAX, _TENANT_AT_ONCE_MAX, _is_public
 from headrace.errors import InvalidRequest
 from headrace.events import CallbackGivenUp
 
@@ -264,3 +264,22 @@ async def test_every_address_of_a_name_is_tried(monkeypatch):
             await host.deploy("a", ECHO, version="1.0.0")
             await host.submit("a", 1, callback_url=receiver.url)
             await until(lambda: receiver.requests)
+
+
+async def test_a_tenants_dead_receiver_does_not_hold_up_the_others():
+    """It holds its own share of the places for as long as it is waited for, however much is due to it."""
+    patient = {**OPEN, "callback_timeout_s": 30.0}
+    with receiving() as dead, receiving() as alive:
+        dead.answers = ["silence"] * 100
+        async with AgentHost(AgentsConfig(**patient)) as host:
+            for tenant in ("t", "u"):
+                await host.deploy("a", ECHO, version="1.0.0", tenant=tenant)
+            for n in range(2 * _AT_ONCE_MAX):
+                await host.submit("a", n, tenant="t", callback_url=dead.url)
+            await until(lambda: len(dead.requests) == _TENANT_AT_ONCE_MAX)
+            await host.submit("a", 1, tenant="u", callback_url=alive.url)
+            await until(lambda: alive.requests)
+            assert len(dead.requests) == _TENANT_AT_ONCE_MAX
+            dead.answers.clear()
+            dead.silent.set()
+            await until(lambda: len(dead.requests) >= 2 * _AT_ONCE_MAX and not host._callbacks._threads.busy)

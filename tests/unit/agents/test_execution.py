@@ -3,9 +3,10 @@
 import asyncio
 import time
 
+import msgspec
 import pytest
 
-from headrace.agents.execution import Context, Execution, Metered, Progress, encoded, failure
+from headrace.agents.execution import JSON_DEPTH_MAX, Context, Execution, Metered, Progress, encoded, failure
 from headrace.testing import FakeClock
 
 
@@ -107,3 +108,20 @@ def test_the_context_tells_and_takes():
     assert (context.agent_id, context.version, context.execution_id, context.tenant) == ("a", "1.0.0", "e", "t")
     assert context.remaining_s() == 3.0
     assert execution.progress == Progress(1, 4, "reading")
+
+
+@pytest.mark.parametrize("wrap", [b"[%b]", b'{"[":%b}', b'["]",%b,"\\\\"]', b'[[],"\\"]",%b]'])
+def test_an_output_is_only_so_deep(wrap):
+    """Deeper ones are refused where they come in, so that nobody fails who reads them later; brackets in text are no
+    depth, and neither are many beside each other."""
+    inside = b"[" + b",".join([b"[]"] * 500) + b"]"
+    for _ in range(JSON_DEPTH_MAX - 2):
+        inside = wrap % inside
+    assert encoded(msgspec.Raw(inside), bytes_max=1 << 20).status == "completed"
+    refused = encoded(msgspec.Raw(wrap % inside), bytes_max=1 << 20)
+    assert (refused.status, "deeper than" in refused.error) == ("failed", True)
+
+
+def test_an_output_is_one_line():
+    """A `msgspec.Raw` with line breaks too, so that it cannot end a line of whoever streams it."""
+    assert encoded(msgspec.Raw(b'{"a":\r\n1}'), bytes_max=100).output_json == b'{"a":  1}'

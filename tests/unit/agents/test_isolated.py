@@ -464,3 +464,22 @@ async def test_two_tenants_interleaved_at_every_await_share_nothing(isolation: A
         assert states[name].value_json == b'{"who":"%s"}' % name.encode()
     spans = [(execution.output["at"][0], execution.output["at"][-1]) for *_, execution, _ in done]
     assert max(begin for begin, _ in spans) < min(end for _, end in spans), "all four ran at the same time"
+
+
+async def test_what_a_worker_sends_is_only_so_deep():
+    """An output or a state that could not be read everywhere fails the execution in the host."""
+    text = """
+async def Agent(input, context):
+    deep = []
+    for _ in range(400):
+        deep = [deep]
+    if input == "state":
+        context.state["x"] = deep
+    return deep if input == "output" else None
+"""
+    async with AgentHost() as host:
+        await host.deploy("a", text, version="1.0.0", isolation="process")
+        for what in ("output", "state"):
+            result = await host.execute("a", what, instance="i")
+            assert (result.status, "deeper than" in result.error) == ("failed", True)
+        assert (await host.execute("a", None, instance="i")).status == "completed"

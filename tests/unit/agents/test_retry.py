@@ -2,7 +2,7 @@
 
 import random
 
-from headrace.agents.retry import RetryBudget, backoff_s
+from headrace.agents.retry import RetryBudget, RetryBudgets, backoff_s
 
 
 def test_the_wait_is_anywhere_below_a_limit_that_doubles():
@@ -31,3 +31,15 @@ def test_what_is_saved_is_bounded():
     for _ in range(100):
         budget.pay_in()
     assert [budget.take() for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_each_tenant_has_a_budget_of_its_own():
+    """What one has used up is not missing to another; of the tenants only the last seen are remembered."""
+    budgets = RetryBudgets(balance_max=2, tenants_max=2)
+    assert [budgets.take("t") for _ in range(3)] == [True, True, False]
+    assert budgets.take("u")
+    budgets.pay_in("t")
+    assert not budgets.take("t")
+    for tenant in ("v", "w"):
+        budgets.pay_in(tenant)
+    assert len(budgets) == 2

@@ -278,3 +278,17 @@ async def test_a_call_with_an_id_that_got_no_turn_may_be_made_again():
         await free(first, host)
         assert (await host.execute("a", 0, execution_id="x", instance="i")).status == "completed"
         assert host.running == 0
+
+
+async def test_a_state_is_only_so_deep():
+    """What could not be read again everywhere fails the execution instead."""
+    text = """
+async def Agent(input, context):
+    for _ in range(input):
+        context.state["x"] = [context.state.get("x")]
+"""
+    async with AgentHost() as host:
+        await host.deploy("a", text, version="1.0.0")
+        result = await host.execute("a", 400, instance="i")
+        assert (result.status, "deeper than" in result.error) == ("failed", True)
+        assert (await host.execute("a", 50, instance="i")).status == "completed"

@@ -1,6 +1,7 @@
 """Streams of events: frames, ids, the end, silence, departures, limits."""
 
 import asyncio
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -185,3 +186,15 @@ def test_an_id_that_is_none_is_refused(header):
     """Rather than begin from the beginning."""
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
         last_seen(header, None)
+
+
+async def test_no_line_of_a_result_begins_a_field():
+    """White space in JSON that is a line break to a reader of events becomes another one."""
+    injected = b'{"output":[1,\nevent: forged\r\rdata: 2\n\n]}'
+
+    async def ending():
+        return injected
+
+    text = await served(EventStreams(), replace(source(event(1)), ending=ending))
+    last = text.split("id: 1.end")[1]
+    assert last == '\ndata: {"output":[1, event: forged  data: 2  ]}\n\n'

@@ -3,9 +3,9 @@
 import pytest
 
 from headrace.cache import Cache
-from headrace.errors import InvalidRequest, KeyNotFound, Unauthorized
+from headrace.errors import InvalidRequest, KeyNotFound, Overloaded, Unauthorized
 from headrace.server.key_store import PostgresKeyStore
-from headrace.server.keys import POLICY, STALE_S_MAX, Keys
+from headrace.server.keys import LOOKS_BURST, POLICY, STALE_S_MAX, Keys
 from headrace.testing import FakeClock
 
 
@@ -130,3 +130,36 @@ async def test_keys_are_listed_by_id_in_parts(keys):
     assert [key.key_id for key in first] == ids[:2]
     assert [key.key_id for key in await keys.list(tenant=None, after=ids[1], limit=2)] == ids[2:]
     assert {key.tenant for key in await keys.list(tenant="a", after="", limit=9)} == {"a"}
+
+
+async def test_made_up_keys_cost_a_bounded_number_of_looks(keys, clock):
+    """Whoever is known is let in meanwhile, and so is a new key when some time has passed."""
+    looks = []
+    find = keys._store.find
+
+    async def counted(key_id):
+        looks.append(key_id)
+        return await find(key_id)
+
+    keys._store.find = counted
+    _, known = await keys.create("acme", ["agent:execute"])
+    _, new = await keys.create("acme", ["agent:execute"])
+    await keys.caller(known)
+    refused = []
+    for n in range(2 * LOOKS_BURST):
+        with pytest.raises((Unauthorized, Overloaded)) as caught:
+            await keys.caller(f"hr_{n:016x}_{'A' * 43}")
+        refused.append(type(caught.value))
+    assert refused.count(Unauthorized) == len(looks) - 1 == LOOKS_BURST
+    clock.advance(STALE_S_MAX + 1)
+    assert (await keys.caller(known)).tenant == (await keys.caller(new)).tenant == "acme"
+
+
+async def test_keys_that_are_good_use_nothing_up(keys):
+    """However many are seen for the first time at once, and however often a wrong one is sent again."""
+    texts = [(await keys.create("acme", ["agent:execute"]))[1] for _ in range(LOOKS_BURST + 10)]
+    wrong = f"hr_{'0' * 16}_{'A' * 43}"
+    for text in texts:
+        assert (await keys.caller(text)).tenant == "acme"
+        with pytest.raises(Unauthorized):
+            await keys.caller(wrong)

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from enum import Enum
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from headrace.database.postgres.nodes import Node
 from headrace.database.postgres.rows import Row
@@ -18,6 +18,7 @@ from headrace.database.postgres.transaction import Transaction
 from headrace.errors import BackendError, HeadraceError, OutcomeUnknown
 
 T = TypeVar("T")
+_LOCK: Final = 0x636F7079  # "copy": any number, as long as it is always the same
 Task = tuple[str, Sequence[Any]]
 """A statement and its parameters."""
 
@@ -36,21 +37,29 @@ class _Fate(Enum):
 
 
 async def write_all(nodes: Mapping[str, Node], tasks: Mapping[str, Task], *, same: bool = False) -> list[Written]:
-    """Run a statement on each of the shards. With `same`, all of them must touch equally many rows."""
+    """Run a statement on each of the shards.
+
+    With `same` it is one on copies, which come after each other in one order on all shards, and all must touch equally
+    many rows and return the same.
+    """
+    shards = sorted(tasks)
 
     def work(shard: str) -> Callable[[Transaction], Awaitable[Written]]:
         sql, params = tasks[shard]
 
         async def run(transaction: Transaction) -> Written:
+            if same and shard == shards[0]:
+                # Rows' own locks do not order an INSERT before what would have seen it. The first shard commits last.
+                await transaction.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
             return Written(*await transaction.fetch_counted(sql, *params))
 
         return run
 
     def check(written: Sequence[Written]) -> None:
         if same:
-            _check_same(list(tasks), written)
+            _check_same(shards, written)
 
-    return await _on_each(nodes, {shard: work(shard) for shard in tasks}, check=check)
+    return await _on_each(nodes, {shard: work(shard) for shard in shards}, check=check)
 
 
 async def write_many(nodes: Mapping[str, Node], sql: str, rows: Mapping[str, Sequence[Sequence[Any]]]) -> None:
@@ -135,4 +144,9 @@ def _check_same(shards: Sequence[str], written: Sequence[Written]) -> None:
         raise BackendError(
             f"The write would touch different numbers of rows ({counts}): the shards' copies of the table differ.",
             fix="Bring the copies of the reference table in line first; nothing was written.",
+        )
+    if len({tuple(sorted(map(repr, each.rows))) for each in written}) > 1:
+        raise BackendError(
+            f"The write would return different rows on {', '.join(shards)}: the shards' copies of the table differ.",
+            fix="A trigger that computes on each shard for itself belongs on no reference table; nothing was written.",
         )

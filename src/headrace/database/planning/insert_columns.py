@@ -2,6 +2,7 @@
 
 from sqlglot import exp
 
+from headrace.database.planning.copies import is_default
 from headrace.database.planning.scope import TableFacts
 from headrace.database.planning.select_shape import folded, is_star
 
@@ -28,7 +29,7 @@ def left_to_shards(node: exp.Insert, facts: TableFacts | None) -> tuple[str, ...
         cells = list(row.expressions) if isinstance(row, exp.Tuple | exp.Select) else []
         if any(is_star(cell) for cell in cells):
             continue
-        filled &= {name for name, cell in zip(names, cells, strict=False) if not _is_default(cell)}
+        filled &= {name for name, cell in zip(names, cells, strict=False) if not is_default(cell)}
     return tuple(sorted(facts.computed - filled))
 
 
@@ -36,7 +37,3 @@ def _named(node: exp.Insert) -> list[str] | None:
     if not isinstance(node.this, exp.Schema):
         return None
     return [folded(column if isinstance(column, exp.Identifier) else column.this) for column in node.this.expressions]
-
-
-def _is_default(cell: exp.Expr) -> bool:
-    return isinstance(cell, exp.Column | exp.Var) and cell.name.upper() == "DEFAULT"

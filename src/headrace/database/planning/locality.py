@@ -18,6 +18,7 @@ from sqlglot import exp
 
 from headrace.database.planning.beads import Beads, Reach
 from headrace.database.planning.conditions import comparison, term_of
+from headrace.database.planning.functions import functions
 from headrace.database.planning.insert_columns import key_position, left_to_shards
 from headrace.database.planning.key_terms import Term, hashes_alike
 from headrace.database.planning.scope import Catalog, Scope, Source, Use
@@ -139,7 +140,7 @@ class Locality:
     def _expressions(self, node: exp.Expr, scope: Scope) -> None:
         """Mark the columns of a scope, and visit the queries inside its expressions."""
         for name, value in node.args.items():
-            if name in {"with_", "from_", "joins", "laterals"}:
+            if name in {"with_", "from_", "joins", "laterals", "expression"}:
                 continue
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, exp.Expr):
@@ -309,16 +310,17 @@ class Locality:
 
     def _push(self, condition: exp.Expr, scope: Scope, reach: Reach | None) -> None:
         """Note a condition on one use alone: gathering its rows may apply it at the shards."""
-        if any(nested_queries(condition)):
-            return
+        found = functions(condition)
+        if any(nested_queries(condition)) or found.volatile or found.unknown:
+            return  # at the shards and again over what they sent, it would answer twice
         owners = set()
         for column in condition.find_all(exp.Column):
-            found = scope.find(column)
-            if found is None or found[0] is not scope or found[1].use is None:
+            owner = scope.find(column)
+            if owner is None or owner[0] is not scope or owner[1].use is None:
                 return
-            if found[1].nullable and reach is None:
+            if owner[1].nullable and reach is None:
                 return  # WHERE sees the rows that the outer join made up
-            owners.add(next(alias for alias, source in scope.sources.items() if source is found[1]))
+            owners.add(next(alias for alias, source in scope.sources.items() if source is owner[1]))
         if len(owners) == 1 and (reach is None or owners <= reach.filtered):
             use = scope.sources[owners.pop()].use
             if use is not None:
@@ -537,6 +539,7 @@ class Locality:
             self._refuse("the inserted rows are drawn from several shards at once")
         if facts is not None and facts.key is not None and not self._beads.is_placed(index):
             self._refuse("the shard key of the inserted rows cannot be known")
+        self._expressions(node, scope)
         return Source(partitioned=facts is not None and facts.key is not None, closed=True)
 
     def _insert_values(self, values: exp.Values, index: int, position: int | None, scope: Scope) -> None:

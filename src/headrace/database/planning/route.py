@@ -10,17 +10,22 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
+from sqlglot import exp
 
 from headrace.database.placement.postgres_hash import Key
 from headrace.database.planning.aggregation import Undivided
+from headrace.database.planning.copies import difference
 from headrace.database.planning.gather import Gathering, gathering
 from headrace.database.planning.key_terms import Coercion, Parameter, coercion, known_keys
 from headrace.database.planning.scatter import Division, divide
 from headrace.database.planning.scope import Catalog, Use
 from headrace.database.planning.split import SplitText, split_text
-from headrace.database.planning.statement import Kind, Statement, read_statement
+from headrace.database.planning.statement import OPAQUE, Kind, Statement, read_statement
 
 _WITH_KEY: Final = "Compare the shard key with a value (=, IN, ANY), or pass key=..."
+
+
+_SEQUENCES: Final = frozenset({"nextval", "currval", "setval", "lastval"})
 
 
 class _Placed(Protocol):
@@ -91,7 +96,6 @@ class ReferenceWrite:
     """A write to a table that stands whole on every shard: the same on all of them."""
 
     shards: tuple[str, ...]
-    tables: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +176,19 @@ class Router:
 
     def _decide(self, entry: _Entry, params: Sequence[Any], shard_map: Map, *, everywhere: bool) -> Plan:
         statement = entry.statement
-        if statement.kind in {Kind.SCHEMA, Kind.OTHER}:
+        if statement.kind in OPAQUE:
             return self._outright(statement, everywhere=everywhere)
-        if statement.undeclared:
-            return Refused(
-                f"The table {statement.undeclared[0]!r} is not declared, so nobody knows on which shard its rows are.",
-                "Declare it in database.tables (Sharded or Reference), or pass key=...",
-            )
-        if not statement.uses:
-            return Refused(
-                f"The statement names no key and no table, and there are {len(self.shards)} shards.",
-                "Pass key=..., or use fetch_everywhere for a query over all shards.",
-            )
+        if strange := self._strange(statement):
+            return strange
         if not statement.sharded:
             return self._reference(statement)
         homes = self._homes(statement, params, shard_map)
+        sequence = next((name for name in statement.volatile if name in _SEQUENCES), None)
+        if sequence is not None and (homes is None or len(homes) > 1):
+            return Refused(
+                f"{sequence}() counts on each shard by itself, and would give the same numbers on several.",
+                f"{_WITH_KEY} Or make the numbers in the client, with headrace.database.Ids.",
+            )
         if statement.kind is Kind.INSERT and statement.insert_rows is not None:
             rows = self._rows(statement, params, shard_map)
             if isinstance(rows, Refused):
@@ -199,7 +201,30 @@ class Router:
             return self._read(entry, homes)
         return self._write(statement, homes, everywhere=everywhere)
 
+    def _strange(self, statement: Statement) -> Refused | None:
+        if statement.undeclared:
+            return Refused(
+                f"The table {statement.undeclared[0]!r} is not declared, so nobody knows on which shard its rows are.",
+                "Declare it in database.tables (Sharded or Reference), or pass key=...",
+            )
+        if not statement.uses:
+            return Refused(
+                f"The statement names no key and no table, and there are {len(self.shards)} shards.",
+                "Pass key=..., or use fetch_everywhere for a query over all shards.",
+            )
+        return None
+
     def _outright(self, statement: Statement, *, everywhere: bool) -> Plan:
+        if statement.kind is Kind.MERGE:
+            return Refused(
+                "A MERGE is not read for its keys, and on every shard it would insert the rows that are on others.",
+                "Pass key=..., or use INSERT ... ON CONFLICT.",
+            )
+        if isinstance(statement.tree, exp.Command) and statement.tree.this.upper() == "PREPARE":
+            return Refused(
+                "What PREPARE makes outlives the call, and a prepared transaction its connection; nobody ends it.",
+                "Statements are prepared by themselves; transaction() commits on several shards at once if asked to.",
+            )
         if everywhere:
             return WriteEach(self.shards)
         return Refused(
@@ -223,9 +248,15 @@ class Router:
                 " must be the same on all.",
                 "Give the column a value in the statement.",
             )
+        computed = frozenset[str]().union(*(use.facts.computed for use in statement.uses if use.facts is not None))
+        if reason := difference(statement.tree, computed):
+            return Refused(
+                f"{reason}, and a reference table must be the same on all.",
+                "Compute the value first and pass it as a parameter, or say the order.",
+            )
         if statement.locks:
             return Refused("A lock on a reference table would hold on one shard only.", "Pass key=... to choose one.")
-        return ReferenceWrite(self.shards, tuple(dict.fromkeys(use.name for use in statement.uses if use.written)))
+        return ReferenceWrite(self.shards)
 
     def _homes(self, statement: Statement, params: Sequence[Any], shard_map: Map) -> tuple[str, ...] | None:
         """The shards that hold all keys of the statement; None: not every table is held to keys."""

@@ -24,7 +24,7 @@ def application_name(shard: ShardConfig) -> str:
 
 def hosts_of(shard: ShardConfig) -> dict[str, str]:
     """A connection string for each server that the shard's names, by its address."""
-    parts = {**_LIVELY, **_parts(shard)}
+    parts = {**_LIVELY, **_parts(shard), "client_encoding": "UTF8"}  # text of any kind goes both ways
     names = str(parts.get("host") or "").split(",")
     addresses = str(parts.get("hostaddr") or "").split(",")
     ports = str(parts.get("port") or "").split(",")

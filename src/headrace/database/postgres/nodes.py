@@ -329,7 +329,7 @@ class Node:
     async def stream(
         self, sql: str, params: Params = (), *, block_rows: int
     ) -> AsyncIterator[AsyncIterator[list[Row]]]:
-        """The rows of a reading statement in blocks; leaving early cancels it on the server."""
+        """The rows of a statement that changes nothing, in blocks; leaving early cancels it on the server."""
         async with self.reading() as connection, aclosing(connection.blocks(sql, params, block_rows)) as blocks:
             yield blocks
 
@@ -513,7 +513,7 @@ class Node:
                 await connection.close()
                 raise self._unavailable("it is a standby now, and refused this before any effect") from error
             broken = connection.broken or connection.closed
-            if broken and connection.is_committing:
+            if connection.is_committing and (broken or isinstance(error, _GOING_AWAY)):
                 # Not even a server that says itself that it is going away says whether it has committed before.
                 raise self._translated(psycopg.OperationalError(str(error)), broken=True, read_only=False) from error
             raise self._translated(error, broken=broken, read_only=read_only) from error
@@ -543,7 +543,7 @@ class Node:
 
     def _without_connection(self) -> HeadraceError:
         waited = f"within {self._config.acquire_timeout_s:g} s"
-        if self._lent and self.available:
+        if len(self._lent) >= self._pool.max_size and self.available:
             return Overloaded(
                 f"Shard {self.name}: none of its {len(self._lent)} busy connections became free {waited}.",
                 fix="Send fewer statements at once, or raise database.connections_max.",

@@ -19,7 +19,7 @@ import select
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, cast
 
 import psycopg
@@ -29,9 +29,10 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.waiting import Ready, Wait
 
+from headrace.database.postgres.lock_patience import LockPatience
 from headrace.database.postgres.outcomes import Marker
 from headrace.database.postgres.rows import Row, row_of
-from headrace.database.postgres.texts import Trace, is_copy, trace_of
+from headrace.database.postgres.texts import Trace, is_copy, is_query, may_commit, trace_of
 from headrace.errors import StatementRefused
 
 Params = Sequence[Any]
@@ -61,6 +62,7 @@ _UNWRITABLE: Final = (ArithmeticError, RuntimeError, TypeError, ValueError)
 """What adapting a value raises beside the driver's own errors: half a surrogate pair, endless nesting, say."""
 # What a row would not have suffered on its own: the others of its batch were in its way.
 _MUTUAL = (errors.DeadlockDetected, errors.SerializationFailure)
+_IN_VAIN = (errors.LockNotAvailable, errors.QueryCanceled)
 
 
 class Skipped(psycopg.Error):
@@ -128,15 +130,16 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         self.timeline = 0
         """Of the server, when it was connected."""
         self.is_committing = False
-        """COMMIT was sent, or is about to be: if it breaks now nobody knows."""
+        """COMMIT was sent, or is about to be, by us or inside of a statement: if it breaks now nobody knows."""
         self.marker = Marker()
 
     async def execute(
         self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool = False
     ) -> psycopg.AsyncCursor[Row]:
         """Run one statement; once more, unprepared, if it was prepared for a table that has changed since."""
-        if isinstance(query, str) and trace_of(query) is Trace.SESSION:
-            self.is_marked = True
+        if isinstance(query, str):
+            self.is_marked |= trace_of(query) is Trace.SESSION
+            self.is_committing |= not self.is_in_transaction and may_commit(query)
         try:
             return await super().execute(query, params, prepare=prepare, binary=binary)
         except psycopg.Error as error:
@@ -235,12 +238,26 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
             if block:
                 yield bytes(block)
 
+    @asynccontextmanager
+    async def _changing_nothing(self, text: str) -> AsyncIterator[None]:
+        """Outside of a transaction refuse what writes, before any effect; where words do not tell the server does."""
+        if is_query(text) or self.is_in_transaction:
+            yield
+            return
+        try:
+            async with self.transaction():
+                await self.execute("SET TRANSACTION READ ONLY")
+                yield
+        except errors.ReadOnlySqlTransaction as error:
+            reason = str(error).strip().split("\n")[0]
+            raise StatementRefused(f"Only reads are streamed: {reason}.", fix="Use fetch for what writes.") from error
+
     async def blocks(self, text: str, params: Params, block_rows: int) -> AsyncGenerator[list[Row], None]:
         """Rows as the server sends them. An older libpq hands them out one by one; then the blocks form here."""
         size = block_rows if psycopg.capabilities.has_stream_chunked() else 1
         block: list[Row] = []
         self.is_marked |= trace_of(text) is Trace.SESSION
-        async with self.cursor() as cursor:
+        async with self._changing_nothing(text), self.cursor() as cursor:
             try:
                 stream = cast("AsyncGenerator[Row, None]", cursor.stream(text, params or None, size=size))
                 async with aclosing(stream):
@@ -272,15 +289,17 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
             await self._round(left, is_each_alone=True)
         return _filled(outcomes, calls)
 
-    async def run_together(self, questions: Sequence[Question]) -> list[Outcome] | None:
+    async def run_together(
+        self, questions: Sequence[Question], patience: LockPatience
+    ) -> list[Outcome] | psycopg.Error:
         """Run them in one transaction and leave it open; `commit_together` ends it.
 
-        A row that is refused has its error as its outcome and does not keep the others from being committed. None:
-        they were in each other's way, nothing is left open, and they have to be sent one at a time. Raises
+        A row that is refused has its error as its outcome and does not keep the others from being committed. An error
+        instead: they were in each other's way, nothing is left open, and they have to be sent one at a time. Raises
         `psycopg.Error` if the connection broke; nothing was kept then.
         """
         outcomes, calls = self._calls(questions)
-        before: tuple[bytes, ...] = (b"BEGIN",)
+        before: tuple[bytes, ...] = (b"BEGIN", *patience.commands)
         left, has_savepoints = calls, False
         while left:
             await self._round(left, before=before, has_savepoints=has_savepoints)
@@ -290,28 +309,31 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
             error = left[refused].outcome
             if isinstance(error, _MUTUAL):
                 await self._command(b"ROLLBACK")
-                return None
+                return error
+            if isinstance(error, _IN_VAIN):
+                patience.shorten()
             if has_savepoints:
-                left, before = left[refused + 1 :], _UNDO_ROW
+                left, before = left[refused + 1 :], (*_UNDO_ROW, *patience.commands)
                 continue
             await self._command(b"ROLLBACK")
             self._forget_stale(left)
             if not (isinstance(error, Skipped) or _is_stale(error)):
                 left = [*left[:refused], *left[refused + 1 :]]
-            has_savepoints = True
-        if before is _UNDO_ROW:
+            before, has_savepoints = (b"BEGIN", *patience.commands), True
+        if self.is_aborted:
             # The last row was refused; what the transaction holds is that of the others.
             await self._command(_UNDO_ROW[0])
         return _filled(outcomes, calls)
 
-    async def commit_together(self) -> bool:
-        """Commit what `run_together` left open. False: it was rolled back, for a reason that only the commit found."""
+    async def commit_together(self) -> psycopg.Error | None:
+        """Commit what `run_together` left open; why it was rolled back, if only the commit found a reason."""
         if self.pgconn.transaction_status == pq.TransactionStatus.IDLE:
-            return True  # every row was refused
-        return await self._command(b"COMMIT") == b"COMMIT"
+            return None  # every row was refused
+        result = await self._command(b"COMMIT")
+        return None if result.command_status == b"COMMIT" else errors.error_from_result(result, self.info.encoding)
 
-    async def _command(self, sql: bytes) -> bytes:
-        """What the server says that it did; nothing if it refused."""
+    async def _command(self, sql: bytes) -> Any:
+        """The server's answer."""
         self.pgconn.enter_pipeline_mode()
         try:
             self.pgconn.send_query_params(sql, None)
@@ -319,8 +341,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
             results = await self.wait(_results(self.pgconn, 1))
         finally:
             await self._leave()
-        status: bytes | None = results[0][0].command_status
-        return status or b""
+        return results[0][0]
 
     def _calls(self, questions: Sequence[Question]) -> tuple[list[Outcome | None], list[_Call]]:
         """The questions as they are sent; those that cannot be written have their outcome already."""

@@ -16,6 +16,8 @@ _TEXTS_MAX: Final = 1000
 _GAP: Final = r"(?>\s|--[^\n]*\n|/\*.*?\*/)*+"
 _FIRST_WORD: Final = re.compile(rf"(?:{_GAP}[;(])*{_GAP}(\w+)", re.DOTALL)
 _WRITES: Final = frozenset({"insert", "update", "delete", "merge", "with"})
+_QUERIES: Final = frozenset({"select", "values", "table"})
+_COMMITTING: Final = frozenset({"call", "do"})
 _LASTING: Final = re.compile(
     rf"""
     (?:^|;){_GAP}(?:set\s+(?!local\b|transaction\b|constraints\b)|reset\b|listen\b|load\b|declare\b.*\bwith\s+hold\b
@@ -70,6 +72,18 @@ def is_copy(sql: str) -> bool:
 def is_write(sql: str) -> bool:
     """Whether it can run in a transaction that is made for it."""
     return _first_word(sql) in _WRITES
+
+
+@lru_cache(maxsize=_TEXTS_MAX)
+def is_query(sql: str) -> bool:
+    """Whether it only reads, unless a function in it does not."""
+    return _first_word(sql) in _QUERIES
+
+
+@lru_cache(maxsize=_TEXTS_MAX)
+def may_commit(sql: str) -> bool:
+    """Whether something of it may be kept although its end is not: it can have a COMMIT inside."""
+    return _first_word(sql) in _COMMITTING or ";" in sql.rstrip("; \n")
 
 
 def check_groupable(sql: str) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Final, Protocol
 from headrace.clock import Clock
 from headrace.database.config import DatabaseConfig
 from headrace.database.postgres.batch import Batch
+from headrace.database.postgres.lock_patience import LockPatience
 from headrace.database.postgres.outcomes import NOTE, Mark
 from headrace.database.postgres.pipeline import (
     Answer,
+    ConnectFailed,
     DriverError,
     Outcome,
     Params,
@@ -19,6 +21,7 @@ from headrace.database.postgres.pipeline import (
     Question,
     RowKind,
 )
+from headrace.database.postgres.pool import PoolTimeout
 from headrace.database.postgres.rows import Row, row_of
 from headrace.database.postgres.texts import check_groupable
 from headrace.errors import DatabaseUnavailable, HeadraceError, OutcomeUnknown
@@ -27,6 +30,8 @@ READS_MAX: Final = 32
 """Reads that share a round trip. More would save little and make the first wait longer for the last."""
 WRITES_MAX: Final = 500
 """Writes that share a commit. They also share their locks until then."""
+_BREAKS_MAX: Final = 2
+"""Rows of a group that may lose their connection one by one. Each may be a crash of the whole server."""
 _SLOW_S: Final = 0.5
 _SLOW_MAX: Final = 1000
 
@@ -71,6 +76,7 @@ class Trips:
         self._translate = translate
         self._was_kept = was_kept
         self._clock = clock
+        self._lock_wait_s = min(config.lock_timeout_s, config.statement_timeout_s)
         self._slow: OrderedDict[str, None] = OrderedDict()
         self._reads: Batch[Question, list[Any]] = Batch(
             self._read,
@@ -145,38 +151,63 @@ class Trips:
     # -- writes -------------------------------------------------------------------------------------------------------
 
     async def _write(self, questions: Sequence[Question]) -> list[Answer | HeadraceError]:
-        """One transaction for all that the server does not refuse; the errors of those that it does."""
+        """One transaction for all that the server does not refuse; the errors of those that it does.
+
+        Where they cannot be committed together, or the connection died over them before the commit, each is tried by
+        itself, so that it is told of no fault but its own.
+        """
+        patience = LockPatience(self._lock_wait_s)
+        try:
+            answers = await self._transaction(questions, patience)
+        except DatabaseUnavailable as error:
+            if len(questions) == 1 or not _died_under_way(error):
+                raise
+        else:
+            if not isinstance(answers, DriverError):
+                return answers
+        return await self._write_one_by_one(questions, patience)
+
+    async def _write_one_by_one(
+        self, questions: Sequence[Question], patience: LockPatience
+    ) -> list[Answer | HeadraceError]:
+        answers: list[Answer | HeadraceError] = []
+        broken = 0
+        for question in questions:
+            try:
+                written = await self._transaction([question], patience)
+            except HeadraceError as error:
+                answers.append(error)
+                broken += 1
+                if broken == _BREAKS_MAX:
+                    break
+            else:
+                answers.append(self._told(written) if isinstance(written, DriverError) else written[0])
+        gone = f"Shard {self._name} went away before the write was sent."
+        return [*answers, *(DatabaseUnavailable(gone) for _ in questions[len(answers) :])]
+
+    async def _transaction(
+        self, questions: Sequence[Question], patience: LockPatience
+    ) -> list[Answer | HeadraceError] | DriverError:
+        """What became of each row of one transaction; or why nothing of it was kept, and not whose fault that is."""
         answers: list[Answer | HeadraceError] = []
         mark: Mark | None = None
         try:
             # Until COMMIT is sent nothing is kept: as with a read, nobody has to wonder.
             async with self._connect(read_only=True) as connection:
                 note = [(NOTE, connection.marker.next(), row_of)] if self._was_kept is not None else []
-                outcomes = await connection.run_together([*questions, *note])
-                if outcomes is not None:
-                    if note and isinstance(noted := outcomes.pop(), list):
-                        mark = connection.marker.mark(noted)
-                    answers = [self._told(outcome) for outcome in outcomes]
-                    connection.is_committing = True
-                    if await connection.commit_together():
-                        return answers
+                outcomes = await connection.run_together([*questions, *note], patience)
+                if isinstance(outcomes, DriverError):
+                    return outcomes
+                if note and isinstance(noted := outcomes.pop(), list):
+                    mark = connection.marker.mark(noted)
+                answers = [self._told(outcome) for outcome in outcomes]
+                connection.is_committing = True
+                refusal = await connection.commit_together()
+                return answers if refusal is None else refusal
         except OutcomeUnknown as unknown:
             if mark is None or self._was_kept is None or not await self._was_kept(mark, unknown):
                 raise
             return answers
-        return await self._write_one_by_one(questions)
-
-    async def _write_one_by_one(self, questions: Sequence[Question]) -> list[Answer | HeadraceError]:
-        answers: list[Answer | HeadraceError] = []
-        try:
-            async with self._connect(read_only=False) as connection:
-                for question in questions:
-                    outcomes = await connection.run_each([question])
-                    answers.append(self._told(outcomes[0]))
-        except HeadraceError as error:
-            answers.append(error)
-        gone = f"Shard {self._name} went away before the write was sent."
-        return [*answers, *(DatabaseUnavailable(gone) for _ in questions[len(answers) :])]
 
     def _told(self, outcome: Outcome) -> Answer | HeadraceError:
         if isinstance(outcome, DriverError):
@@ -189,3 +220,10 @@ class Trips:
 def _rows(answer: Answer | HeadraceError) -> list[Row] | HeadraceError:
     """What has no rows, and was asked for them, has none."""
     return [] if isinstance(answer, int) else answer
+
+
+def _died_under_way(error: DatabaseUnavailable) -> bool:
+    """Whether there was a connection, which the statements did not survive, and surely nothing was kept."""
+    if isinstance(error, OutcomeUnknown) or isinstance(error.__cause__, PoolTimeout):
+        return False
+    return isinstance(error.__cause__, ConnectFailed)

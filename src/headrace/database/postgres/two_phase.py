@@ -52,7 +52,8 @@ _CREATE: Final = (
 CREATE TABLE IF NOT EXISTS headrace_decisions (
     id uuid PRIMARY KEY,
     is_committed boolean NOT NULL,
-    decided_at timestamptz NOT NULL DEFAULT now()
+    decided_at timestamptz NOT NULL DEFAULT now(),
+    shards text[]
 )""",
     # To be undone is also what no decision means, for all but a process that has slept since then.
     "DELETE FROM headrace_decisions WHERE NOT is_committed AND decided_at < now() - interval '7 days'",
@@ -60,9 +61,15 @@ CREATE TABLE IF NOT EXISTS headrace_decisions (
 # Of a decision that is not on disk a crash would make another one. PREPARE itself always waits for the disk.
 _DURABLY: Final = """
 SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local')"""
-_DECIDE: Final = "INSERT INTO headrace_decisions (id, is_committed) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+_DECIDE: Final = """
+INSERT INTO headrace_decisions (id, is_committed, shards) VALUES ($1, $2, $3::text[]) ON CONFLICT DO NOTHING"""
 _DECISION: Final = "SELECT is_committed FROM headrace_decisions WHERE id = $1"
 _FORGET: Final = "DELETE FROM headrace_decisions WHERE id = $1"
+# All parts are prepared before the decision is made: one that is on none of its shards now is on none for ever.
+_CLEAR: Final = """
+DELETE FROM headrace_decisions
+WHERE is_committed AND decided_at < now() - interval '7 days' AND shards <@ $1::text[] AND id <> ALL ($2::uuid[])"""
+_CLEAR_S: Final = 3600.0
 _PARTS: Final = """
 SELECT gid, extract(epoch FROM now() - prepared)::float8 FROM pg_prepared_xacts
 WHERE database = current_database() AND starts_with(gid, 'headrace:')"""
@@ -146,6 +153,7 @@ class TwoPhase:
         self._clock = clock
         self._observer = observer
         self._able: set[str] = set()
+        self._cleared_at = -float("inf")
 
     @asynccontextmanager
     async def transaction(self, shards: Sequence[str], place: Place) -> AsyncIterator[SpanningTransaction]:
@@ -181,7 +189,7 @@ class TwoPhase:
 
     async def _conclude(self, parts: Sequence[Part]) -> None:
         first = parts[0]
-        is_committed = await self._decide(first, is_committed=True)
+        is_committed = await self._decide(first, is_committed=True, shards=[part.shard for part in parts])
         late = await self._end(parts, is_committed=is_committed)
         if not is_committed:
             raise DatabaseUnavailable(
@@ -193,7 +201,7 @@ class TwoPhase:
         else:
             await self._forget(first)
 
-    async def _decide(self, part: Part, *, is_committed: bool) -> bool:
+    async def _decide(self, part: Part, *, is_committed: bool, shards: Sequence[str] = ()) -> bool:
         """Make the decision, or learn which one was made before. Raises `OutcomeUnknown` if that cannot be heard."""
         node = self._nodes[part.decision_shard]
         ends = self._clock.monotonic() + self._config.resolve_wait_s
@@ -201,7 +209,7 @@ class TwoPhase:
             try:
                 async with node.transaction() as transaction:
                     await transaction.execute(_DURABLY)
-                    await transaction.execute(_DECIDE, part.id, is_committed)
+                    await transaction.execute(_DECIDE, part.id, is_committed, list(shards))
                 rows = await node.fetch(_DECISION, (part.id,), read_only=True)
                 if rows:  # else it was made, carried out and forgotten since
                     return bool(rows[0][0])
@@ -269,18 +277,32 @@ class TwoPhase:
 
     async def recover(self) -> None:
         """End the parts on every reached shard whose decision is made, or whose process must be gone."""
+        open_ids: dict[str, set[uuid.UUID]] = {}
         for node in self._nodes.values():
             if node.available:
                 try:
-                    await self._recover(node)
+                    open_ids[node.name] = await self._recover(node)
                 except (BackendError, CallerError):
                     continue  # it may have no decisions table yet, or be read-only, or gone: looked at again
+        if self._clock.monotonic() - self._cleared_at >= _CLEAR_S:
+            self._cleared_at = self._clock.monotonic()
+            await self._clear(list(open_ids), [id for ids in open_ids.values() for id in ids])
 
-    async def _recover(self, node: Node) -> None:
+    async def _clear(self, shards: list[str], open_ids: list[uuid.UUID]) -> None:
+        """Forget decisions that were carried out late: nobody else does."""
+        for name in shards:
+            try:
+                await self._nodes[name].execute(_CLEAR, (shards, open_ids))
+            except (BackendError, CallerError):
+                continue
+
+    async def _recover(self, node: Node) -> set[uuid.UUID]:
+        """The transactions that had a part there."""
         found = [(Part.of(gid), age_s) for gid, age_s in await node.fetch(_PARTS, read_only=True)]
         old = [(part, age_s) for part, age_s in found if part is not None and age_s >= _YOUNG_S]
+        ids = {part.id for part, _ in found if part is not None}
         if not old:
-            return
+            return ids
         # Several processes may be at it: each part is ended by one of them, and all obey the same decision.
         ended, left = {True: 0, False: 0}, 0
         for part, age_s in old:
@@ -295,6 +317,7 @@ class TwoPhase:
         oldest_s = max(age_s for _, age_s in old)
         if left and oldest_s >= self._config.two_phase_alert_s:
             self._observer.on(TransactionsInDoubt(node.name, left, oldest_s))
+        return ids
 
     async def _verdict(self, part: Part, age_s: float) -> bool | None:
         """How the part has to end; None: nobody may say yet."""

@@ -229,7 +229,7 @@ def test_an_insert_is_split_by_shard():
 def test_reference_tables_are_read_anywhere_and_written_everywhere():
     """They stand whole on every shard, and must stay alike."""
     assert plan("SELECT * FROM r") == AnyShard(SHARDS)
-    assert plan("UPDATE r SET label = $1 WHERE id = 1", "x") == ReferenceWrite(SHARDS, ("r",))
+    assert plan("UPDATE r SET label = $1 WHERE id = 1", "x") == ReferenceWrite(SHARDS)
 
 
 def test_a_key_is_hashed_as_its_column_holds_it():
@@ -388,3 +388,64 @@ def test_an_ordinal_behind_a_star_is_the_column_that_stands_there():
     for sql in ("SELECT * FROM a ORDER BY 3", "SELECT *, x AS y, n AS z FROM a ORDER BY 3"):
         division = plan(sql).division
         assert (division.order[0].position, division.in_text) == (2, None)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO a VALUES (1, 1, 1) RETURNING (SELECT count(*) FROM a)",
+        "INSERT INTO a VALUES (1, 1, 1), (2, 1, 1) RETURNING (SELECT count(*) FROM b)",
+        "INSERT INTO a VALUES (1, 1, 1) ON CONFLICT (k) DO UPDATE SET x = (SELECT count(*) FROM a)",
+        "INSERT INTO a VALUES (1, 1, 1) ON CONFLICT (k) DO UPDATE SET x = 1 WHERE a.n < (SELECT max(n) FROM b)",
+    ],
+)
+def test_what_an_insert_looks_up_must_be_on_its_shard(sql, everywhere):
+    """In RETURNING and ON CONFLICT, too: one shard's rows would pass for all."""
+    assert isinstance(plan(sql, everywhere=everywhere), Refused)
+
+
+def test_an_insert_may_look_up_rows_of_its_own_key():
+    """They are on the same shard."""
+    sql = "INSERT INTO a VALUES (1, 1, 1) RETURNING (SELECT count(*) FROM b WHERE b.k = 1)"
+    assert plan(sql) == OneShard("s1")
+
+
+@pytest.mark.parametrize("sql", ["PREPARE TRANSACTION 'x'", "prepare /**/ transaction 'x'", "PREPARE p AS SELECT 1"])
+def test_what_nobody_would_end_is_not_begun(sql: str) -> None:
+    """A prepared transaction or statement that a text makes is refused, on every shard too."""
+    assert isinstance(plan(sql, everywhere=True), Refused)
+
+
+def test_a_merge_is_not_run_on_every_shard():
+    """Each of them would insert the rows that it does not find."""
+    sql = "MERGE INTO a USING b ON a.k = b.k WHEN NOT MATCHED THEN INSERT VALUES (b.k, 1, 1)"
+    found = plan(sql, everywhere=True)
+    assert isinstance(found, Refused)
+    assert "MERGE" in found.reason
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT nextval('q'), x FROM a",
+        "UPDATE a SET x = nextval('q')",
+        "INSERT INTO a VALUES (1, nextval('q')), (2, 0)",
+    ],
+)
+def test_a_sequence_does_not_count_over_several_shards(sql):
+    """Each of them has one of its own, and would give the same numbers."""
+    found = plan(sql, everywhere=True)
+    assert isinstance(found, Refused)
+    assert "nextval" in found.reason
+    assert plan("UPDATE a SET x = nextval('q') WHERE k = 1") == OneShard("s1")
+
+
+@pytest.mark.parametrize("condition", ["random() < 0.5 + 0 * a.n", "mine(a.n) > 0"])
+def test_a_condition_that_may_answer_differently_is_asked_once(condition):
+    """Applied where rows are gathered and again over these, half of them would become a quarter."""
+    found = plan(f"SELECT a.x FROM a JOIN b ON a.x = b.x WHERE {condition} AND a.n > 1")
+    assert isinstance(found, Gather)
+    pulled = "".join("".join(pull.select.pieces) for pull in found.gathering.pulls)
+    assert condition[:5] not in pulled.lower()
+    assert "> 1" in pulled

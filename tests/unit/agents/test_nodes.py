@@ -1,0 +1,81 @@
+"""What a node does beside its work: it deletes what is old, as fast as it comes, in a part of its time."""
+
+import pytest
+
+from headrace.agents.admission import Admission
+from headrace.agents.config import AgentsConfig
+from headrace.agents.memory_store import MemoryStore
+from headrace.agents.nodes import Membership
+from headrace.clock import SystemClock
+from headrace.errors import DatabaseUnavailable
+from headrace.events import Silent
+from headrace.testing import FakeClock
+
+
+class Grows(MemoryStore):
+    """A shard where 10,000 executions a second grow old, and that deletes 50,000 a second."""
+
+    def __init__(self, time):
+        super().__init__(clock=SystemClock())
+        self.time = time
+        self.began = time.monotonic()
+        self.deleted = 0
+        self.spent_s = 0.0
+        self.fails = 0
+
+    async def forget(self, shard, *, older_than_s, limit):
+        if self.fails:
+            self.fails -= 1
+            raise DatabaseUnavailable("It is away.")
+        count = min(limit, int(10_000 * (self.time.monotonic() - self.began)) - self.deleted)
+        self.deleted += count
+        took_s = 0.001 + count / 50_000
+        self.spent_s += took_s
+        await self.time.sleep(took_s)
+        return count
+
+
+@pytest.fixture
+async def grows():
+    """That shard, kept by one node."""
+    time = FakeClock()
+    store, config = Grows(time), AgentsConfig()
+    membership = Membership(
+        store,
+        config,
+        Admission(lambda tenant: None, queued_max=1),
+        name="n",
+        clock=time,
+        observer=Silent(),
+        cancel=lambda key: None,
+        interrupt=lambda owner: 0,
+        known=list,
+    )
+    await membership.open()
+    yield store
+    await membership.close()
+
+
+async def passes(grows, seconds):
+    """So much time."""
+    await grows.time.run_for(seconds)
+
+
+def left(grows):
+    """What is old and there."""
+    return 10_000 * (grows.time.monotonic() - grows.began) - grows.deleted
+
+
+async def test_what_is_old_is_deleted_as_fast_as_it_comes(grows):
+    """In a part of the time alone: at most a few minutes of it are left at any time."""
+    await passes(grows, 1_000)
+    assert left(grows) < 10_000 * 200
+    assert grows.spent_s < 0.35 * 1_000
+
+
+async def test_a_shard_that_was_away_is_looked_at_again(grows):
+    """The backlog is deleted after it."""
+    grows.fails = 3
+    await passes(grows, 1_000)
+    assert grows.fails == 0
+    assert left(grows) < 10_000 * 200

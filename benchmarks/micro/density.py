@@ -35,7 +35,7 @@ import uvloop
 
 from benchmarks.micro.code_cache import source as long_source
 from headrace.agents import AgentHost, AgentsConfig, CodeCache
-from headrace.agents.memory_store import MemoryStore
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import AgentQuarantined
 from headrace.server.garbage import Garbage

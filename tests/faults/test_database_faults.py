@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.postgres_store import PostgresStore
+from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, ShardConfig, Sharded
 from headrace.database.postgres.nodes import Node

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig, acceptance, nodes
-from headrace.agents.postgres_store import PostgresStore
+from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
 from headrace.errors import DatabaseUnavailable, IsolationUnavailable, RateLimited
 from headrace.events import NodeFenced, NodesLost, Silent

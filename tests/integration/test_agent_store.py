@@ -9,10 +9,10 @@ from headrace.agents import AgentsConfig
 from headrace.agents.definition import Source
 from headrace.agents.execution import Execution, Progress
 from headrace.agents.isolation import Limits
-from headrace.agents.memory_store import MemoryStore
-from headrace.agents.postgres_store import PostgresStore
 from headrace.agents.rollout import Tally
 from headrace.agents.store import Change, Deployment, Kept, State, Submission, Totals
+from headrace.agents.stores.memory import MemoryStore
+from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
 from headrace.errors import AgentNotFound, ExecutionNotFound, VersionConflict, VersionNotFound
 from headrace.events import Silent

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from headrace.agents.code_cache import CodeCache
-from headrace.agents.compilation import CodePolicy, Compilation, Refusal, compile_source
-from headrace.agents.fingerprint import Environment, Fingerprint, Interpreter
+from headrace.agents.code.cache import CodeCache
+from headrace.agents.code.compilation import CodePolicy, Compilation, Refusal, compile_source
+from headrace.agents.code.fingerprint import Environment, Fingerprint, Interpreter
 
 SECRET = "s" * 32
 SOURCES = ["x = 1", "def f():\n    return 2"]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.agents.deadlines import TICKS_PER_S, Wheel
+from headrace.agents.running.deadlines import TICKS_PER_S, Wheel
 
 steps = st.lists(
     st.one_of(

@@ -12,15 +12,15 @@ import msgspec
 from headrace.agents.admission import Admission, Refusal
 from headrace.agents.config import AgentsConfig
 from headrace.agents.execution import Execution, Priority, Status
-from headrace.agents.guard import Guard
 from headrace.agents.nodes import Membership
 from headrace.agents.places import Places
-from headrace.agents.run import Run
-from headrace.agents.runs import Runs, wait
+from headrace.agents.running.guard import Guard
+from headrace.agents.running.run import Run
+from headrace.agents.running.runs import Runs, wait
+from headrace.agents.running.states import States
+from headrace.agents.running.turnstile import Turnstile
 from headrace.agents.shelf import Loaded
-from headrace.agents.states import States
 from headrace.agents.store import HEAD_STARTS, NOT_BEGUN, AgentStore, Canary, Key, Submission
-from headrace.agents.turnstile import Turnstile
 from headrace.agents.versions import Versions
 from headrace.clock import Clock
 from headrace.errors import (

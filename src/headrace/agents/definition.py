@@ -13,12 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.agents.adapters import hosted, is_hosted
-from headrace.agents.compilation import CodePolicy, Refusal, compile_source, measured
-from headrace.agents.fingerprint import Interpreter
+from headrace.agents.code.compilation import CodePolicy, Refusal, compile_source, measured
+from headrace.agents.code.fingerprint import Interpreter
 from headrace.errors import AgentInvalid, AgentUnhealthy
 
 if TYPE_CHECKING:  # isolated workers load definitions, and are to know nothing of caches, keys and drivers
-    from headrace.agents.code_cache import CodeCache
+    from headrace.agents.code.cache import CodeCache
 
 HOOKS = ("start", "check", "get_capabilities", "stop")
 """Methods that are called on one instance for all of them."""

@@ -13,34 +13,34 @@ import msgspec
 from headrace.agents.acceptance import Acceptance, Request
 from headrace.agents.admission import Admission
 from headrace.agents.callbacks import Callbacks
-from headrace.agents.compilation import CodePolicy
+from headrace.agents.code.compilation import CodePolicy
 from headrace.agents.config import AgentsConfig, Isolation, TierConfig
 from headrace.agents.definition import Source
 from headrace.agents.execution import Execution, Priority
-from headrace.agents.guard import Guard
 from headrace.agents.isolated import IsolatedVersions
 from headrace.agents.isolation import Limits
-from headrace.agents.memory_store import MemoryStore
 from headrace.agents.nodes import BEATS_IN_A_LEASE, Membership
 from headrace.agents.places import Places
 from headrace.agents.queue import Queue
 from headrace.agents.rollout import RolloutPolicy
-from headrace.agents.run import Run
-from headrace.agents.runs import Runs
+from headrace.agents.running.guard import Guard
+from headrace.agents.running.run import Run
+from headrace.agents.running.runs import Runs
+from headrace.agents.running.states import States
+from headrace.agents.running.streams import Emitted, Streams
+from headrace.agents.running.turnstile import Turnstile
 from headrace.agents.shelf import Shelf
-from headrace.agents.states import States
 from headrace.agents.store import Agent, AgentStore, Deployment, Submission, Totals, Version, agent_not_found
-from headrace.agents.streams import Emitted, Streams
+from headrace.agents.stores.memory import MemoryStore
 from headrace.agents.threads import DaemonThreads
 from headrace.agents.trials import Trials
-from headrace.agents.turnstile import Turnstile
 from headrace.agents.versions import Versions
 from headrace.clock import Clock, SystemClock
 from headrace.errors import BackendError, InvalidRequest, IsolationUnavailable
 from headrace.events import Observer, Silent
 
 if TYPE_CHECKING:  # drivers are loaded when a host is made that needs them, not with this room
-    from headrace.agents.code_cache import CodeCache
+    from headrace.agents.code.cache import CodeCache
     from headrace.cache import Cache
     from headrace.database import Database
 
@@ -132,12 +132,12 @@ class AgentHost:
     def _make_store(self, database: "Database | None", writer: str) -> AgentStore:
         if database is None:
             return MemoryStore(clock=self._clock)
-        from headrace.agents.postgres_store import PostgresStore
+        from headrace.agents.stores.postgres import PostgresStore
 
         return PostgresStore(database, self.config, writer=writer, clock=self._clock, observer=self._observer)
 
     def _make_code_cache(self) -> "CodeCache":
-        from headrace.agents.code_cache import CodeCache
+        from headrace.agents.code.cache import CodeCache
 
         return CodeCache(
             self.config.code_directory,

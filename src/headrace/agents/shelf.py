@@ -34,7 +34,7 @@ from headrace.errors import (
 )
 
 if TYPE_CHECKING:
-    from headrace.agents.code_cache import CodeCache
+    from headrace.agents.code.cache import CodeCache
 
 _AGAIN_FIRST_S, _AGAIN_MAX_S = 1.0, 60.0
 """How long a version that failed to load is not loaded again; twice as long each time."""

@@ -24,7 +24,7 @@ from headrace.events import (
 )
 
 if TYPE_CHECKING:
-    from headrace.agents.code_cache import CodeCache
+    from headrace.agents.code.cache import CodeCache
     from headrace.cache import Cache
 
 _is_alias = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}").fullmatch

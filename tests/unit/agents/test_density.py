@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig, CodeCache
-from headrace.agents.memory_store import MemoryStore
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import AgentNotFound
 

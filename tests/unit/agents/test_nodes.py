@@ -4,8 +4,8 @@ import pytest
 
 from headrace.agents.admission import Admission
 from headrace.agents.config import AgentsConfig
-from headrace.agents.memory_store import MemoryStore
 from headrace.agents.nodes import Membership
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import DatabaseUnavailable
 from headrace.events import Silent

@@ -4,9 +4,9 @@ import asyncio
 
 from headrace.agents import AgentHost, AgentsConfig
 from headrace.agents.execution import Execution
-from headrace.agents.memory_store import MemoryStore
-from headrace.agents.states import States
+from headrace.agents.running.states import States
 from headrace.agents.store import State
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.testing import FakeClock
 

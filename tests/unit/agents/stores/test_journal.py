@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from headrace.agents.journal import Journal
+from headrace.agents.stores.journal import Journal
 from headrace.errors import DatabaseUnavailable, NotOpen, OutcomeUnknown, StatementFailed
 from headrace.testing import FakeClock
 

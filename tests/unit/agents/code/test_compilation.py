@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from headrace.agents.compilation import CodePolicy, Compilation, Refusal, compile_source
-from headrace.agents.fingerprint import Interpreter
+from headrace.agents.code.compilation import CodePolicy, Compilation, Refusal, compile_source
+from headrace.agents.code.fingerprint import Interpreter
 from headrace.errors import AgentInvalid, ConfigError
 
 SOURCE = '''"""Counts."""

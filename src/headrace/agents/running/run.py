@@ -16,12 +16,12 @@ from time import thread_time
 from typing import Any
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.deadlines import Deadlines, Due
 from headrace.agents.execution import Context, Execution, Outcome, Room, encoded, failure
+from headrace.agents.running.deadlines import Deadlines, Due
+from headrace.agents.running.turnstile import Turnstile
 from headrace.agents.shelf import Loaded
 from headrace.agents.store import Canary, Key, Submission
 from headrace.agents.threads import DaemonThreads
-from headrace.agents.turnstile import Turnstile
 from headrace.clock import Clock
 from headrace.errors import BugError
 

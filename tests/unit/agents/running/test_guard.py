@@ -14,7 +14,7 @@ from functools import cache
 import pytest
 
 from headrace.agents.config import AgentsConfig
-from headrace.agents.guard import Guard
+from headrace.agents.running.guard import Guard
 from headrace.clock import SystemClock
 from headrace.errors import ConfigError
 from headrace.events import Silent

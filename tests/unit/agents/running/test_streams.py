@@ -7,8 +7,8 @@ import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
 from headrace.agents.execution import Execution
-from headrace.agents.memory_store import MemoryStore
-from headrace.agents.streams import Streams
+from headrace.agents.running.streams import Streams
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import ExecutionNotFound
 
@@ -165,7 +165,7 @@ async def test_an_execution_that_does_not_exist_says_nothing():
 
 async def test_events_are_written_in_bounded_statements(monkeypatch):
     """However much was said meanwhile, and nothing of it twice."""
-    monkeypatch.setattr("headrace.agents.streams._WRITE_BYTES_MAX", 100)
+    monkeypatch.setattr("headrace.agents.running.streams._WRITE_BYTES_MAX", 100)
     clock, batches = SystemClock(), []
 
     class Store(MemoryStore):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from headrace.agents.deadlines import TICKS_PER_S, Deadlines, Wheel
+from headrace.agents.running.deadlines import TICKS_PER_S, Deadlines, Wheel
 from headrace.clock import SystemClock
 
 TICK_S = 1 / TICKS_PER_S

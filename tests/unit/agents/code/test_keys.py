@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from headrace.agents.code_keys import SigningKeys
+from headrace.agents.code.keys import SigningKeys
 from headrace.errors import ConfigError
 
 OLD, NEW = "o" * 32, "n" * 32

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from headrace.agents.compilation import CodePolicy
-from headrace.agents.fingerprint import (
+from headrace.agents.code.compilation import CodePolicy
+from headrace.agents.code.fingerprint import (
     Environment,
     Fingerprint,
     Interpreter,

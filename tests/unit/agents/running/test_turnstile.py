@@ -2,7 +2,7 @@
 
 import asyncio
 
-from headrace.agents.turnstile import Turnstile
+from headrace.agents.running.turnstile import Turnstile
 
 
 async def test_whoever_comes_alone_is_not_delayed():

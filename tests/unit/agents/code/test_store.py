@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from headrace.agents import code_store
-from headrace.agents.code_keys import SigningKeys
-from headrace.agents.code_store import BadRecord, CodeStore
+from headrace.agents.code.keys import SigningKeys
+from headrace.agents.code.store import BadRecord, CodeStore
 from headrace.clock import SystemClock
 from headrace.errors import ConfigError
 from headrace.events import CodeStoreRecovered, CodeStoreUnavailable

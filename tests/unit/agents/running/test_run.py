@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
-from headrace.agents.memory_store import MemoryStore
+from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import StatementFailed
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headrace.agents.fingerprint import Interpreter, imported_modules
+from headrace.agents.code.fingerprint import Interpreter, imported_modules
 from headrace.errors import AgentInvalid, ConfigError
 
 # No word or sign makes more than two nodes of a tree, and so no character does: "-" is an operation and its kind.

@@ -27,7 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.agents.code_keys import KEY_ID_BYTES, MAC_BYTES, SigningKeys
+from headrace.agents.code.keys import KEY_ID_BYTES, MAC_BYTES, SigningKeys
 from headrace.clock import Clock
 from headrace.errors import ConfigError
 from headrace.events import CodeStoreRecovered, CodeStoreUnavailable, Observer

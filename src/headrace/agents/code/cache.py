@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from headrace.agents.code_keys import SigningKeys
-from headrace.agents.code_store import BadRecord, CodeStore, Lock
-from headrace.agents.compilation import CodePolicy, CompiledAgent, Refusal, compile_source, measured
-from headrace.agents.fingerprint import Environment, Fingerprint, Interpreter, declared_distributions
+from headrace.agents.code.compilation import CodePolicy, CompiledAgent, Refusal, compile_source, measured
+from headrace.agents.code.fingerprint import Environment, Fingerprint, Interpreter, declared_distributions
+from headrace.agents.code.keys import SigningKeys
+from headrace.agents.code.store import BadRecord, CodeStore, Lock
 from headrace.clock import Clock, SystemClock
 from headrace.errors import CacheUnavailable, CallerError, ConfigError
 from headrace.events import CodeRejected, Observer, Silent

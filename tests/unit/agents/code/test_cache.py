@@ -11,12 +11,12 @@ import pytest
 
 from headrace.agents import CodeCache, CompiledAgent
 from headrace.agents import code_cache as code_cache_module
-from headrace.agents.code_cache import CodeStatistics
-from headrace.agents.code_keys import SigningKeys
-from headrace.agents.code_store import MAGIC
-from headrace.agents.compilation import CodePolicy
+from headrace.agents.code.cache import CodeStatistics
+from headrace.agents.code.compilation import CodePolicy
+from headrace.agents.code.fingerprint import Environment, Interpreter
+from headrace.agents.code.keys import SigningKeys
+from headrace.agents.code.store import MAGIC
 from headrace.agents.definition import Source, load
-from headrace.agents.fingerprint import Environment, Interpreter
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.errors import AgentInvalid, CacheUnavailable, CallerError, ConfigError
 from headrace.events import CodeRejected

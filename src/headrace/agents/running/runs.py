@@ -14,18 +14,18 @@ import msgspec
 
 from headrace.agents.admission import Admission
 from headrace.agents.config import AgentsConfig
-from headrace.agents.deadlines import Deadlines
 from headrace.agents.execution import Execution, Outcome
 from headrace.agents.places import Places
 from headrace.agents.retry import RetryBudgets, backoff_s
-from headrace.agents.run import Run, Surroundings
+from headrace.agents.running.deadlines import Deadlines
+from headrace.agents.running.run import Run, Surroundings
+from headrace.agents.running.states import States
+from headrace.agents.running.streams import Streams
+from headrace.agents.running.turnstile import Turnstile
 from headrace.agents.shelf import Loaded, Shelf
-from headrace.agents.states import States
 from headrace.agents.store import AgentStore, Canary, Change, Key, Submission
-from headrace.agents.streams import Streams
 from headrace.agents.threads import DaemonThreads
 from headrace.agents.trials import Trials
-from headrace.agents.turnstile import Turnstile
 from headrace.clock import Clock
 from headrace.errors import BackendError, CallerError, InvalidRequest, ResultNotRecorded
 from headrace.events import ExecutionFinished, ExecutionNotRecorded, Observer

@@ -6,11 +6,9 @@ from typing import Any
 
 import msgspec
 
-from headrace.agents import execution_sql as sql
 from headrace.agents.config import AgentsConfig
 from headrace.agents.definition import Source
 from headrace.agents.isolation.limits import Limits
-from headrace.agents.postgres_executions import PostgresExecutions
 from headrace.agents.rollout import Tally
 from headrace.agents.store import (
     NOT_BEGUN,
@@ -24,6 +22,8 @@ from headrace.agents.store import (
     version_conflict,
     version_not_found,
 )
+from headrace.agents.stores import execution_sql as sql
+from headrace.agents.stores.executions import PostgresExecutions
 from headrace.clock import Clock
 from headrace.database import Database
 from headrace.database.migrations import load_migrations, migrate

@@ -5,11 +5,9 @@ from typing import Any
 
 import msgspec
 
-from headrace.agents import execution_sql as sql
 from headrace.agents.admission import Ledger
 from headrace.agents.config import AgentsConfig
 from headrace.agents.execution import Execution, Progress
-from headrace.agents.journal import Journal
 from headrace.agents.store import (
     INTERRUPTED,
     NOT_BEGUN,
@@ -24,6 +22,8 @@ from headrace.agents.store import (
     execution_not_found,
     interrupted,
 )
+from headrace.agents.stores import execution_sql as sql
+from headrace.agents.stores.journal import Journal
 from headrace.clock import Clock
 from headrace.database import Database
 from headrace.errors import BugError

@@ -1,0 +1,1 @@
+"""From source to code, once: compiled, remembered, signed on disk."""

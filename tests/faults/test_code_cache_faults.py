@@ -35,7 +35,7 @@ print(json.dumps({**asdict(cache.statistics()), "key": compiled.key}), flush=Tru
 SUICIDE = """
 import os, signal, sys
 from headrace.agents import CodeCache
-from headrace.agents import code_store
+from headrace.agents.code import store as code_store
 
 directory, name, when = sys.argv[1:4]
 cache = CodeCache(directory, signing_key="s" * 32)

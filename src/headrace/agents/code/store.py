@@ -279,6 +279,11 @@ class CodeStore:
             if status.st_uid != os.geteuid():
                 raise PermissionError(f"{self.directory} belongs to user {status.st_uid}, not to this process's")
             if status.st_mode & 0o077:
+                # Somebody's directory that was named by mistake stays as it is.
+                if strange := next((name for name, _ in _files(descriptor) if not _is_ours(name)), None):
+                    raise PermissionError(
+                        f"{self.directory} is open to others and holds {strange!r}, which is not ours"
+                    )
                 os.fchmod(descriptor, 0o700)
             yield descriptor
         finally:
@@ -390,6 +395,10 @@ def _files(directory: int) -> Iterator[tuple[str, os.stat_result]]:
         for entry in entries:
             with suppress(FileNotFoundError):  # removed by another process meanwhile
                 yield entry.name, entry.stat(follow_symlinks=False)
+
+
+def _is_ours(name: str) -> bool:
+    return name in {_LOCK, QUARANTINE} or name.endswith((_SUFFIX, _FRESH))
 
 
 def _removed(name: str, status: os.stat_result, directory: int) -> int:

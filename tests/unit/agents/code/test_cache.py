@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from headrace.agents import CodeCache, CompiledAgent
-from headrace.agents import code_cache as code_cache_module
+from headrace.agents.code import cache as code_cache_module
 from headrace.agents.code.cache import CodeStatistics
 from headrace.agents.code.compilation import CodePolicy
 from headrace.agents.code.fingerprint import Environment, Interpreter

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.agents import code_store
+from headrace.agents.code import store as code_store
 from headrace.agents.code.keys import SigningKeys
 from headrace.agents.code.store import BadRecord, CodeStore
 from headrace.clock import SystemClock
@@ -107,6 +107,19 @@ def test_an_open_directory_is_closed_to_others(make):
     store.read(NAME)
 
     assert store.directory.stat().st_mode & 0o777 == 0o700
+
+
+def test_an_open_directory_of_somebody_is_left_as_it_is(make, events):
+    """Who names /var/www by mistake does not lock everybody out of it."""
+    store = make()
+    store.directory.mkdir(mode=0o755)
+    (store.directory / "index.html").write_text("hello")
+
+    assert store.read(NAME) is None
+
+    assert store.directory.stat().st_mode & 0o777 == 0o755
+    assert names(store.directory) == ["index.html"]
+    assert "'index.html', which is not ours" in events[-1].reason
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "foreign"])

@@ -120,7 +120,7 @@ async def test_an_execution_whose_beginning_nobody_answered_for_is_found(databas
                 raise DatabaseUnavailable("the answer was lost")
             return held
 
-    monkeypatch.setattr(nodes, "_SETTLED_S", 0.0)
+    monkeypatch.setattr(nodes, "_SETTLED_S", 0.1)
     config = AgentsConfig(**CONFIG)
     store = Store(database, config, writer="w", clock=SystemClock(), observer=Silent())
     async with AgentHost(config, store=store) as host:

@@ -142,9 +142,10 @@ class Membership:
         doubt_until = self._doubts.get(shard)
         if doubt_until is None:
             return
-        if self._clock.monotonic() > doubt_until:
-            del self._doubts[shard]
+        is_settled = self._clock.monotonic() > doubt_until
         await self._store.disown(shard, owner=owner, known=self._known(), older_than_s=_SETTLED_S)
+        if is_settled and self._doubts[shard] == doubt_until:
+            del self._doubts[shard]
 
     async def _forget(self, shard: str) -> None:
         """Delete what is old, as fast as it comes; apart from the beats, which nothing may delay."""

@@ -119,7 +119,7 @@ def test_an_open_directory_of_somebody_is_left_as_it_is(make, events):
 
     assert store.directory.stat().st_mode & 0o777 == 0o755
     assert names(store.directory) == ["index.html"]
-    assert "'index.html', which is not ours" in events[-1].reason
+    assert "'index.html' in it is not ours" in events[-1].reason
 
 
 @pytest.mark.parametrize("kind", ["link", "file", "foreign"])

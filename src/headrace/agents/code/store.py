@@ -281,9 +281,7 @@ class CodeStore:
             if status.st_mode & 0o077:
                 # Somebody's directory that was named by mistake stays as it is.
                 if strange := next((name for name, _ in _files(descriptor) if not _is_ours(name)), None):
-                    raise PermissionError(
-                        f"{self.directory} is open to others, and {strange!r} in it is not ours"
-                    )
+                    raise PermissionError(f"{self.directory} is open to others, and {strange!r} in it is not ours")
                 os.fchmod(descriptor, 0o700)
             yield descriptor
         finally:

@@ -41,7 +41,7 @@ from headrace.cache import Cache, MemoryConfig
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.database.config import Sharded
-from headrace.database.planning.locality import TableFacts
+from headrace.database.planning.scope import TableFacts
 from headrace.database.planning.route import OneShard, Router
 from headrace.database.shard_map import ShardMap
 from headrace.embedded import EmbeddedPostgres, started

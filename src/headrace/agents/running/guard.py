@@ -116,9 +116,9 @@ class Guard:
         """Watch no longer."""
         if self._loop is None:
             return
+        self._loop = None  # first: a tick that comes in between must not ask for another, which would end the process
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        self._loop = None
         self._acquit()
 
     def admit(self, definition: Definition) -> None:

@@ -186,3 +186,37 @@ def test_it_is_armed_in_the_main_thread_alone():
     thread.join()
 
     assert "main thread" in errors[0]
+
+
+LEAVING = """
+import asyncio, signal, time
+from headrace.agents.config import AgentsConfig
+from headrace.agents.running.guard import Guard
+from headrace.clock import SystemClock
+from headrace.events import Silent
+
+set_timer = signal.setitimer
+
+def set_and_tick(which, seconds, *interval):
+    found = set_timer(which, seconds, *interval)
+    if seconds == 0:  # the alarm that was already on its way
+        guard._tick(signal.SIGALRM, None)
+    return found
+
+async def main():
+    global guard
+    guard = Guard(AgentsConfig(), clock=SystemClock(), observer=Silent())
+    guard.arm()
+    signal.setitimer = set_and_tick
+    guard.disarm()
+    time.sleep(0.5)
+
+asyncio.run(main())
+print("alive")
+"""
+
+
+def test_an_alarm_on_its_way_does_not_end_a_process_that_disarms():
+    """No tick asks for another once the guard is leaving."""
+    done = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr

@@ -41,8 +41,8 @@ from headrace.cache import Cache, MemoryConfig
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.database.config import Sharded
-from headrace.database.planning.scope import TableFacts
 from headrace.database.planning.route import OneShard, Router
+from headrace.database.planning.scope import TableFacts
 from headrace.database.shard_map import ShardMap
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.embedded.binaries import find_postgres

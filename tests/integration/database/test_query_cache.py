@@ -22,7 +22,7 @@ from headrace.database import (
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import CallerError, NotOpen
 from headrace.events import QueryNotCached
-from tests.query_caches import ITEM, LONG, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats
+from tests.query_caches import ITEM, LONG, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats, until
 from tests.redis_servers import RedisServer
 
 
@@ -373,6 +373,8 @@ async def test_each_shard_has_its_own_results(url: str, notes: Notes, outside: p
 
         assert await database.fetch_value("SELECT count(*) FROM items", cache=LONG) == 200
         assert [event.reason for event in notes.of(QueryNotCached)] == ["it is not answered by one shard alone"]
+    active = "SELECT 1 FROM pg_replication_slots WHERE database = 'second' AND active"
+    await until(lambda: outside.execute(active).fetchone() is None)  # the server notices a moment after the closing
     outside.execute("DROP DATABASE second WITH (FORCE)")
 
 

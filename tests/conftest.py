@@ -10,7 +10,9 @@ import inspect
 import os
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +32,8 @@ HOT_PATH = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(HOT_NAMES))})(?![a-z0-9]
 STDERR = pytest.StashKey[int]()
 PIDS_BEFORE_CALL = pytest.StashKey[set[int]]()
 SKIPPED = pytest.StashKey[list[str]]()
+END_OF_HANG = pytest.StashKey[threading.Timer]()
+LAST_RESORT_SECONDS = 30.0  # after which a thread that never lets another run is dumped by force
 
 if os.environ.get("HEADRACE_PLAIN") == "1" or build.is_stale():
     prefer_sources(PACKAGE)
@@ -99,11 +103,33 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     """Bound the teardown of a failed test: a task that will not be cancelled would hold the session for ever.
 
-    pytest's own watch stops when a test has failed; this one goes on and, as that does, ends with the test.
+    pytest's own watch stops when a test has failed; this one goes on until the test has been torn down. The stacks are
+    dumped by a thread that holds the interpreter's lock: faulthandler's timer does not, and reading the frames of a
+    loop that goes on running has crashed before it had printed them.
     """
-    if isinstance(node, pytest.Item):
-        seconds = float(node.config.getini("faulthandler_timeout"))
-        faulthandler.dump_traceback_later(seconds, exit=True, file=node.config.stash[STDERR])
+    if isinstance(node, pytest.Item) and END_OF_HANG not in node.stash:
+        seconds, stderr = float(node.config.getini("faulthandler_timeout")), node.config.stash[STDERR]
+        faulthandler.dump_traceback_later(seconds + LAST_RESORT_SECONDS, exit=True, file=stderr)
+        timer = node.stash[END_OF_HANG] = threading.Timer(seconds, end_hang, (seconds, stderr))
+        timer.daemon = True
+        timer.start()
+
+
+def end_hang(seconds: float, stderr: int) -> None:
+    """End the session with the stacks of all threads."""
+    os.write(stderr, f"Timeout ({timedelta(seconds=seconds)})!\n".encode())
+    faulthandler.dump_traceback(stderr, all_threads=True)
+    os._exit(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    """Stop the watch of a failed test that could be torn down."""
+    try:
+        return (yield)
+    finally:
+        if timer := item.stash.get(END_OF_HANG, None):
+            timer.cancel()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ from headrace.agents.execution import Execution, Progress
 from headrace.agents.isolation import Limits
 from headrace.agents.rollout import Tally
 from headrace.agents.store import Change, Deployment, Kept, State, Submission, Totals
+from headrace.agents.stores import execution_sql
 from headrace.agents.stores.memory import MemoryStore
 from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
@@ -150,6 +151,7 @@ async def taken(store, *, owner="n1", limit=10, free=None, threaded=False, tenan
 async def begun(store, one):
     """What the host does with what it took."""
     one.execution.status, one.execution.attempt = "running", one.execution.attempt + 1
+    one.execution.started_at = round(CLOCK.wall(), 6)
     return await store.begin(one)
 
 
@@ -229,6 +231,39 @@ async def test_an_attempt_begins_once_and_only_for_its_owner(store):
     assert await store.begin(one)
     stranger = msgspec.structs.replace(one, owner="n2")
     assert not await store.begin(stranger)
+
+
+async def test_of_two_takings_by_one_owner_one_begins(store):
+    """What was given back and taken again before the first taking began runs once, whichever of them comes first."""
+    await store.submit(submission())
+    (first,) = await taken(store)
+    await store.give_back(first, delay_s=0)
+    (second,) = await taken(store)
+    later = msgspec.structs.replace(second.execution, status="running", attempt=1, started_at=1_700_000_001.5)
+    first = msgspec.structs.replace(first, execution=execution(status="running", attempt=1))
+    assert await store.begin(first)
+    assert not await store.begin(msgspec.structs.replace(second, execution=later))
+
+
+async def test_what_a_living_node_has_just_taken_is_not_given_to_others(database):
+    """A reaping that met a row of a dead node on its way to a living one leaves it there."""
+    store = PostgresStore(database, AgentsConfig(), writer="test/0", clock=CLOCK, observer=Silent())
+    await store.open()
+    shard = store.shard_of("t")
+    node = database.nodes[shard]
+    await store.join(shard, "alive", lease_s=60)
+    await store.submit(submission())
+    await taken(store, owner="dead")
+    # Waits where the real one passes over, and so always meets what that meets when it comes a moment later.
+    reaping = execution_sql.REAP.replace("SKIP LOCKED", "")
+    async with database.transaction(key="t") as transaction:
+        await transaction.execute("UPDATE headrace_executions SET owner = 'alive'")
+        reaped = asyncio.create_task(node.fetch(reaping, ("interrupted", 1.0, 1.0, "test/0")))
+        while not await node.fetch("SELECT 1 FROM pg_locks WHERE NOT granted", read_only=True):
+            await asyncio.sleep(0)
+    assert list((await reaped)[0]) == [0, 0]
+    assert await node.fetch("SELECT status, owner FROM headrace_executions") == [("queued", "alive")]
+    await store.close()
 
 
 async def test_what_was_given_back_can_be_taken_again(store):

@@ -261,6 +261,8 @@ class MemoryStore:
         if held is None or kept is None or held.is_finished or kept.owner != submission.owner:
             return False
         ours = submission.execution
+        if held.status == "running" and held.started_at != ours.started_at:
+            return False
         held.status, held.attempt, held.version, held.started_at = (
             "running",
             ours.attempt,

@@ -5,6 +5,9 @@ SHELL := /bin/sh
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Most tests wait for servers and clocks, so two processes take half the time of one. WORKERS=0: in this process.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest
 # The interpreter for a new .venv; empty means the first on PATH that is recent enough.
 PYTHON ?=
 
@@ -29,12 +32,12 @@ up: $(VENV)/.runtime ## serve: embedded Redis and Postgres, API and dashboard (A
 
 test: $(VENV)/.dev ## run all tests, and those of the hot modules once more as plain Python (ARGS: options of pytest)
 	@$(IS_COMPILED) || $(BIN)/python setup.py --quiet build_ext --inplace
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -n $(WORKERS) --dist worksteal $(ARGS)
 	@if $(IS_COMPILED); then $(MAKE) --no-print-directory test-plain; fi
 
 .PHONY: test-plain
 test-plain:
-	HEADRACE_PLAIN=1 $(BIN)/python -m pytest -m hot $(ARGS) || { code=$$?; test $$code -eq 5 -a -n '$(ARGS)'; }
+	HEADRACE_PLAIN=1 $(PYTEST) -n $(WORKERS) --dist worksteal -m hot $(ARGS) || { code=$$?; test $$code -eq 5 -a -n '$(ARGS)'; }
 
 check: $(VENV)/.dev ## lint, format, types, layers, tidiness
 	$(BIN)/ruff check .

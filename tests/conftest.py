@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -32,6 +33,8 @@ HOT_PATH = re.compile(rf"(?<![a-z0-9])({'|'.join(sorted(HOT_NAMES))})(?![a-z0-9]
 STDERR = pytest.StashKey[int]()
 PIDS_BEFORE_CALL = pytest.StashKey[set[int]]()
 SKIPPED = pytest.StashKey[list[str]]()
+LEFT_BY_WORKERS = pytest.StashKey[list[str]]()
+LEFT = "left"
 END_OF_HANG = pytest.StashKey[threading.Timer]()
 LAST_RESORT_SECONDS = 30.0  # after which a thread that never lets another run is dumped by force
 
@@ -43,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Prepare what the hooks below note."""
     config.stash[STDERR] = os.dup(sys.stderr.fileno())  # the real one: tests run with another
     config.stash[SKIPPED] = []
+    config.stash[LEFT_BY_WORKERS] = []
     config.pluginmanager.register(SkipLog(config.stash[SKIPPED]))
     leftovers.mark_session()
 
@@ -77,15 +81,25 @@ class SkipLog:
             self.skipped.append(report.nodeid)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a worker of a parallel session found at its end; one that crashed has found nothing."""
+    node.config.stash[LEFT_BY_WORKERS] += getattr(node, "workeroutput", {}).get(LEFT, [])
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the session for a skip in CI, where everything must run, and for a process that outlives it."""
-    problems = []
+    config = session.config
+    left = [f"left running: {leftovers.end(process)}" for process in leftovers.processes(psutil.pids())]
+    if (output := getattr(config, "workeroutput", None)) is not None:
+        output[LEFT] = left
+        return
+    problems = config.stash[LEFT_BY_WORKERS] + left
     if os.environ.get("CI") == "true":
-        problems += [f"skipped, and in CI a skip is a failure: {nodeid}" for nodeid in session.config.stash[SKIPPED]]
-    problems += [f"left running: {leftovers.end(process)}" for process in leftovers.processes(psutil.pids())]
+        problems += [f"skipped, and in CI a skip is a failure: {nodeid}" for nodeid in config.stash[SKIPPED]]
     if problems:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
         assert reporter is not None, "pytest runs with its terminal reporter"
         reporter.write_line("")
         for problem in problems:

@@ -83,6 +83,7 @@ def test_that_uses_it(server):
 
 
 Session = subprocess.CompletedProcess[str]
+ALONE_AND_PARALLEL = pytest.mark.parametrize("workers", ["0", "1"])
 
 
 def run_session(directory: Path, source: str, *options: str, **environment: str) -> Session:
@@ -150,9 +151,10 @@ def test_nothing_of_a_session_survives_it(leaks: Session) -> None:
     assert not any(is_running(pid) for pid in started_pids(leaks))
 
 
-def test_a_process_of_a_wider_fixture_is_found_at_the_end(tmp_path: Path) -> None:
+@ALONE_AND_PARALLEL
+def test_a_process_of_a_wider_fixture_is_found_at_the_end(tmp_path: Path, workers: str) -> None:
     """A session's fixture that forgets its server fails the session, which names the test that it was started for."""
-    session = run_session(tmp_path, SERVER_OF_A_FIXTURE)
+    session = run_session(tmp_path, SERVER_OF_A_FIXTURE, "-n", workers)
 
     assert session.returncode == 1
     assert "1 passed" in session.stdout
@@ -168,9 +170,10 @@ def test_a_hang_ends_the_session(tmp_path: Path) -> None:
     assert "most recent call first" in session.stderr
 
 
-def test_a_skip_fails_the_session_in_ci(tmp_path: Path) -> None:
+@ALONE_AND_PARALLEL
+def test_a_skip_fails_the_session_in_ci(tmp_path: Path, workers: str) -> None:
     """With CI=true a skipped test is named and fails the session; an expected failure is not a skip."""
-    session = run_session(tmp_path, SKIPS, CI="true")
+    session = run_session(tmp_path, SKIPS, "-n", workers, CI="true")
 
     assert session.returncode == 1
     assert "in CI a skip is a failure: test_planted.py::test_that_is_skipped" in session.stdout

@@ -212,10 +212,10 @@ SELECT tenant, execution_id FROM headrace_executions
 WHERE owner = $1 AND cancel_at IS NOT NULL AND status = 'running'"""
 
 # An execution is lost when its owner is no node any more. That is asked of every owned row, not of the nodes that
-# have just died, so that a node which dies while it gives up another's executions leaves nothing behind. The owners are
-# found first and joined: when a row was changed by another meanwhile, Postgres asks of the new one whether it still has
-# the owner that it was joined with. A NOT EXISTS it does not ask again, and would take from a living node what that has
-# just taken itself.
+# have just died, so that a node which dies while it gives up another's executions leaves nothing behind. The owners
+# are found first and joined: when a row was changed by another meanwhile, Postgres asks of the new one whether it
+# still has the owner that it was joined with. A NOT EXISTS it does not ask again, and would take from a living node
+# what that has just taken itself.
 REAP = _counting("""
 WITH gone AS MATERIALIZED (
     SELECT DISTINCT e.owner FROM headrace_executions e

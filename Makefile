@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 # Most tests wait for servers and clocks, so two processes take half the time of one. WORKERS=0: in this process.
 WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest
+TESTS := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 # The interpreter for a new .venv; empty means the first on PATH that is recent enough.
 PYTHON ?=
 
@@ -32,12 +32,12 @@ up: $(VENV)/.runtime ## serve: embedded Redis and Postgres, API and dashboard (A
 
 test: $(VENV)/.dev ## run all tests, and those of the hot modules once more as plain Python (ARGS: options of pytest)
 	@$(IS_COMPILED) || $(BIN)/python setup.py --quiet build_ext --inplace
-	$(PYTEST) -n $(WORKERS) --dist worksteal $(ARGS)
+	$(TESTS) $(ARGS)
 	@if $(IS_COMPILED); then $(MAKE) --no-print-directory test-plain; fi
 
 .PHONY: test-plain
 test-plain:
-	HEADRACE_PLAIN=1 $(PYTEST) -n $(WORKERS) --dist worksteal -m hot $(ARGS) || { code=$$?; test $$code -eq 5 -a -n '$(ARGS)'; }
+	HEADRACE_PLAIN=1 $(TESTS) -m hot $(ARGS) || { code=$$?; test $$code -eq 5 -a -n '$(ARGS)'; }
 
 check: $(VENV)/.dev ## lint, format, types, layers, tidiness
 	$(BIN)/ruff check .

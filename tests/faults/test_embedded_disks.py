@@ -84,7 +84,8 @@ def test_a_disk_too_small_for_a_shard_is_said_in_postgres_words(small_disk: Path
     with pytest.raises(DirectoryUnusable, match="No space left on device") as caught:
         shard.prepare()
     assert "Free some space" in caught.value.fix
-    assert [path.name for path in shard.directory.iterdir()] == ["run"]
+    # Its socket is elsewhere where the path is too long for one.
+    assert {path.name for path in shard.directory.iterdir()} <= {"run"}
     subprocess.run(["mount", "-o", "remount,size=128m", str(small_disk)], check=True)
     with started(shard):
         assert shard.is_ready()

@@ -160,6 +160,7 @@ def test_an_interrupt_ends_the_wait(make_cache, server):
     cache = make_cache(remote=remote, memory=None)
     cache.set("k", 1)
     server.signal(signal.SIGSTOP)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -167,6 +168,7 @@ def test_an_interrupt_ends_the_wait(make_cache, server):
             cache.get("k")
     finally:
         timer.join()
+        signal.signal(signal.SIGINT, before)
         server.signal(signal.SIGCONT)
     assert cache.get("k") == 1
 

@@ -143,6 +143,7 @@ def submission(id="e", *, claim="mine", owner=None, tenant="t", **fields):
 
 
 async def taken(store, *, owner="n1", limit=10, free=None, threaded=False, tenant="t"):
+    await store.join(store.shard_of(tenant), owner, lease_s=60)
     return await store.take(
         store.shard_of(tenant), owner=owner, threaded=threaded, limit=limit, free=free or {}, free_default=1000
     )
@@ -254,6 +255,7 @@ async def test_what_a_living_node_has_just_taken_is_not_given_to_others(database
     await store.join(shard, "alive", lease_s=60)
     await store.submit(submission())
     await taken(store, owner="dead")
+    await store.leave(shard, "dead")
     # Waits where the real one passes over, and so always meets what that meets when it comes a moment later.
     reaping = execution_sql.REAP.replace("SKIP LOCKED", "")
     async with database.transaction(key="t") as transaction:
@@ -263,6 +265,23 @@ async def test_what_a_living_node_has_just_taken_is_not_given_to_others(database
             await asyncio.sleep(0)
     assert list((await reaped)[0]) == [0, 0]
     assert await node.fetch("SELECT status, owner FROM headrace_executions") == [("queued", "alive")]
+    await store.close()
+
+
+async def test_a_node_without_a_lease_takes_nothing_and_begins_nothing(database):
+    """One whose lease is over gets nothing until it has renewed it; what it had does not begin when it was given up."""
+    store = PostgresStore(database, AgentsConfig(), writer="test/0", clock=CLOCK, observer=Silent())
+    await store.open()
+    shard = store.shard_of("t")
+    asked = {"owner": "n1", "threaded": False, "limit": 10, "free": {}, "free_default": 1000}
+    await store.submit(submission())
+    await store.join(shard, "n1", lease_s=-1)
+    assert await store.take(shard, **asked) == []
+    await store.beat(shard, "n1", lease_s=60, tenants=())
+    (one,) = await store.take(shard, **asked)
+    await store.leave(shard, "n1")
+    assert not await begun(store, one)
+    assert (await store.execution("t", "a", "e")).status == "queued"
     await store.close()
 
 

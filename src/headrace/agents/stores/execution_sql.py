@@ -36,7 +36,9 @@ WHERE tenant = $1 AND execution_id = $2 AND claim = $3 AND owner = $4 AND status
 
 # Which tenants wait is found by jumping from one to the next in the index, whatever the length of their queues. Each
 # then offers the head of its queue: with T tenants a T-th of what is wanted, at least one. So nobody's backlog keeps
-# another tenant waiting, and a tenant that is alone gets everything. What others have locked is passed over.
+# another tenant waiting, and a tenant that is alone gets everything. What others have locked is passed over. A node
+# whose lease is over, as all are after an outage, gets nothing before it has renewed it: others may count it as dead
+# already, and would interrupt what it begins.
 TAKE = """
 WITH RECURSIVE waiting AS (
     (SELECT tenant FROM headrace_executions WHERE status = 'queued' AND owner IS NULL AND threaded = $2
@@ -50,6 +52,7 @@ WITH RECURSIVE waiting AS (
     SELECT w.tenant, coalesce(f.places, $5::int) AS places, count(*) OVER () AS tenants
     FROM waiting w LEFT JOIN json_to_recordset($4::json) AS f (tenant text, places int) USING (tenant)
     WHERE w.tenant IS NOT NULL AND coalesce(f.places, $5::int) > 0
+      AND EXISTS (SELECT 1 FROM headrace_nodes n WHERE n.node = $1 AND n.lease_until >= now())
 ), head AS (
     SELECT h.tenant, h.execution_id, h.rank
     FROM free CROSS JOIN LATERAL (
@@ -77,6 +80,7 @@ SET status = 'running', attempt = r.attempt, version = r.version, started_at = t
 FROM json_to_recordset($1::json)
      AS r (tenant text, execution_id text, owner text, attempt int, version text, started_at float8)
 WHERE e.tenant = r.tenant AND e.execution_id = r.execution_id AND e.owner = r.owner
+  AND EXISTS (SELECT 1 FROM headrace_nodes n WHERE n.node = r.owner)
   AND (e.status = 'queued' AND e.attempt = r.attempt - 1
        OR e.status = 'running' AND e.attempt = r.attempt AND e.started_at = to_timestamp(r.started_at))
 RETURNING e.tenant, e.execution_id, true"""

@@ -269,7 +269,7 @@ async def test_what_a_living_node_has_just_taken_is_not_given_to_others(database
 
 
 async def test_a_node_without_a_lease_takes_nothing_and_begins_nothing(database):
-    """One whose lease is over gets nothing until it has renewed it; what it had does not begin when it was given up."""
+    """One whose lease is over gets nothing until it renews it; what it had does not begin once it was given up."""
     store = PostgresStore(database, AgentsConfig(), writer="test/0", clock=CLOCK, observer=Silent())
     await store.open()
     shard = store.shard_of("t")

@@ -71,7 +71,7 @@ class MemoryStatistics:
 class Entry(Timer):
     """A key, its value and everything that is known of them."""
 
-    __slots__ = ("key", "tags", "value")
+    __slots__ = ("key", "tags")
 
     def __init__(
         self, key: Any, key_hash: int, value: Any, deadline: float, weight: int, tags: tuple[str, ...]

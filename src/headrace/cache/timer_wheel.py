@@ -26,7 +26,7 @@ BUCKETS: Final = (64, 64, 32, 4, 1)
 class Timer(Node):
     """A node with a deadline."""
 
-    __slots__ = ("deadline", "earlier", "later")
+    __slots__ = ("earlier", "later")
 
     def __init__(self, key_hash: "i64", weight: "i64", deadline: float) -> None:
         super().__init__(key_hash, weight)

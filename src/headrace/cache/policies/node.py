@@ -5,7 +5,7 @@ and no code of a key (`__eq__`, `__hash__`) ever runs while a policy rearranges 
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from headrace.errors import BugError
 
@@ -27,7 +27,20 @@ def spread(key_hash: "i64") -> "i64":
     return low ^ (low >> 16)
 
 
-class Link:
+class Held:
+    """What a hit reads.
+
+    Fields lie in memory in the order of the classes that bring them. These come first, next to the object's head, so
+    that a hit touches one cache line of an entry and not three, which is a tenth of what it costs.
+    """
+
+    __slots__ = ("deadline", "value")
+
+    deadline: float
+    value: Any
+
+
+class Link(Held):
     """A place in a ring of links."""
 
     __slots__ = ("newer", "older")

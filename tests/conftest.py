@@ -121,8 +121,8 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector) -> None:
     dumped by a thread that holds the interpreter's lock: faulthandler's timer does not, and reading the frames of a
     loop that goes on running has crashed before it had printed them.
     """
-    if isinstance(node, pytest.Item) and END_OF_HANG not in node.stash:
-        seconds, stderr = float(node.config.getini("faulthandler_timeout")), node.config.stash[STDERR]
+    seconds, stderr = float(node.config.getini("faulthandler_timeout")), node.config.stash[STDERR]
+    if isinstance(node, pytest.Item) and seconds > 0 and END_OF_HANG not in node.stash:
         faulthandler.dump_traceback_later(seconds + LAST_RESORT_SECONDS, exit=True, file=stderr)
         timer = node.stash[END_OF_HANG] = threading.Timer(seconds, end_hang, (seconds, stderr))
         timer.daemon = True

@@ -47,6 +47,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 @pytest.fixture
 def children() -> Callable[[], list[psutil.Process]]:
-    """The processes that this test started, those of the session's servers left out."""
-    before = set(psutil.Process().children(recursive=True))
-    return lambda: [child for child in psutil.Process().children(recursive=True) if child not in before]
+    """The processes that this test started; the session's servers, and what these start meanwhile, left out."""
+    servers = set(psutil.Process().children(recursive=True))
+
+    def is_of_a_server(child: psutil.Process) -> bool:
+        try:
+            return child in servers or not servers.isdisjoint(child.parents())
+        except psutil.NoSuchProcess:
+            return True  # what the test looks for is still there
+
+    return lambda: [child for child in psutil.Process().children(recursive=True) if not is_of_a_server(child)]

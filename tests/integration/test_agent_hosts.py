@@ -103,6 +103,44 @@ async def test_a_fenced_host_goes_on_under_another_name(database):
     assert sum(event.returned for event in notes.of(NodesLost)) == 1
 
 
+async def test_what_may_not_begin_and_is_ours_all_the_same_is_tried_again(database, monkeypatch):
+    """Taken twice, it can be refused to both takings: it goes back to the queue, and nobody waits for ever."""
+    async with hosts(database, 1) as (host,):
+        await host.deploy("a", ECHO, version="1.0.0")
+        begin, refused = host._store.begin, []
+
+        async def refuse_once(submission):
+            if refused:
+                return await begin(submission)
+            refused.append(submission)
+            return False
+
+        monkeypatch.setattr(host._store, "begin", refuse_once)
+        await host.submit("a", 7, execution_id="e")
+
+        async def is_over():
+            return (await host.execution("a", "e")).is_finished
+
+        await until(is_over)
+        ended = await host.execution("a", "e")
+        assert (ended.status, ended.output, ended.attempt) == ("completed", 7, 1)
+
+
+async def test_what_was_taken_in_an_answer_that_was_lost_goes_back(database):
+    """However late the taking was carried out: it is given up with what else is unknown here."""
+    async with hosts(database, 1) as (host,):
+        await host.deploy("a", ECHO, version="1.0.0")
+        shard = host._store.shard_of("default")
+        await host._queue.close()
+        await host.submit("a", 7, execution_id="e")
+        asked = {"threaded": False, "limit": 1, "free": {}, "free_default": 1}
+        host._membership.doubt(shard)
+        await host._store.take(shard, owner=host._membership.owner(shard), **asked)
+        await beat(host)
+        (again,) = await host._store.take(shard, owner=host._membership.owner(shard), **asked)
+        assert again.key == ("default", "e")
+
+
 @pytest.mark.parametrize("lost", ["begin", "submit"])
 async def test_an_execution_whose_beginning_nobody_answered_for_is_found(database, monkeypatch, lost):
     """The row says that it runs, and nobody runs it: it is given up, not left running for ever."""

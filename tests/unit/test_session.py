@@ -161,9 +161,10 @@ def test_a_process_of_a_wider_fixture_is_found_at_the_end(tmp_path: Path, worker
     assert "(started in test_planted.py::test_that_uses_it (setup))" in session.stdout
 
 
-def test_a_hang_ends_the_session(tmp_path: Path) -> None:
+@ALONE_AND_PARALLEL
+def test_a_hang_ends_the_session(tmp_path: Path, workers: str) -> None:
     """What cannot be torn down ends the session with a dump of all stacks, instead of holding it for ever."""
-    session = run_session(tmp_path, HANG, "-o", "faulthandler_timeout=2")
+    session = run_session(tmp_path, HANG, "-n", workers, "-o", "faulthandler_timeout=2")
 
     assert session.returncode == 1
     assert "Timeout (0:00:02)!" in session.stderr

@@ -402,6 +402,9 @@ class Acceptance:
                 )
                 undo.pop_all()  # the run gives all of it back when it ends
                 self._versions.release(loaded)
+                return
+        # Not ours any more. If it is all the same, like what was taken twice and refused once, nobody else runs it.
+        await self._give_back(submission, delay_s=0)
 
     @staticmethod
     def _hold(loaded: Loaded) -> None:

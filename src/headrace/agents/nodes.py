@@ -139,10 +139,13 @@ class Membership:
             self._observer.on(NodesLost(shard, reaped.nodes, reaped.returned, reaped.ended))
 
     async def _disown_unknown(self, shard: str, owner: str) -> None:
+        """Give up what is ours there and unknown here; what is just being taken may be among it, and cannot begin."""
         doubt_until = self._doubts.get(shard)
         if doubt_until is None:
             return
         is_settled = self._clock.monotonic() > doubt_until
+        for threaded in (False, True):
+            await self._store.give_back_unknown(shard, owner=owner, threaded=threaded, known=self._known())
         await self._store.disown(shard, owner=owner, known=self._known(), older_than_s=_SETTLED_S)
         if is_settled and self._doubts[shard] == doubt_until:
             del self._doubts[shard]

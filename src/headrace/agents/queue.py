@@ -90,6 +90,7 @@ class Queue:
                 taken = await self._round(shard, threaded=threaded)
             except BackendError:
                 taken, is_in_doubt = 0, True
+                self._membership.doubt(shard)  # what was sent may be carried out later than it is asked for here
             except Exception as error:  # noqa: BLE001 - a fault of ours must not end the queue
                 taken, is_in_doubt = 0, True
                 asyncio.get_running_loop().call_exception_handler({"message": "the queue failed", "exception": error})

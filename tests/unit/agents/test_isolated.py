@@ -247,6 +247,7 @@ async def test_a_cancelled_execution_is_reported_when_its_work_has_stopped(host:
 @pytest.mark.parametrize("input", ["wait", "spin"])
 async def test_a_deadline_ends_it(host: AgentHost, input: str) -> None:
     """The error is the one of the host; the time that it took is known."""
+    await host.execute("a", "fine")  # the start of the worker counts, too
     done = await host.execute("a", input, timeout=0.2)
     assert (done.status, done.error) == ("timeout", "It ran longer than 0.2 s and was stopped.")
     assert done.cpu_ms > 1

@@ -73,15 +73,17 @@ RETURNING e.tenant, e.execution_id, e.agent_id, e.version, e.input_sha256, e.att
           (extract(epoch FROM now() - e.available_at) * 1000)::float8 AS waited_ms"""
 
 # A beginning may be written again when its answer was lost; one with another time of start is another taking of the
-# same execution, and of two takings one begins.
+# same execution, and of two takings one begins. What its node took before its lease ended does not begin after that.
+# The lease is asked for in a subquery of its own: joined, it would let the planner come from the nodes to all that
+# they own.
 BEGIN = """
 UPDATE headrace_executions e
 SET status = 'running', attempt = r.attempt, version = r.version, started_at = to_timestamp(r.started_at)
 FROM json_to_recordset($1::json)
      AS r (tenant text, execution_id text, owner text, attempt int, version text, started_at float8)
 WHERE e.tenant = r.tenant AND e.execution_id = r.execution_id AND e.owner = r.owner
-  AND EXISTS (SELECT 1 FROM headrace_nodes n WHERE n.node = r.owner)
   AND (e.status = 'queued' AND e.attempt = r.attempt - 1
+         AND (SELECT n.lease_until >= now() FROM headrace_nodes n WHERE n.node = r.owner)
        OR e.status = 'running' AND e.attempt = r.attempt AND e.started_at = to_timestamp(r.started_at))
 RETURNING e.tenant, e.execution_id, true"""
 
@@ -219,7 +221,7 @@ WHERE owner = $1 AND cancel_at IS NOT NULL AND status = 'running'"""
 # have just died, so that a node which dies while it gives up another's executions leaves nothing behind. The owners
 # are found first and joined: when a row was changed by another meanwhile, Postgres asks of the new one whether it
 # still has the owner that it was joined with. A NOT EXISTS it does not ask again, and would take from a living node
-# what that has just taken itself.
+# what that has just taken itself. Most of the time nobody is gone, and then nothing more is looked at.
 REAP = _counting("""
 WITH gone AS MATERIALIZED (
     SELECT DISTINCT e.owner FROM headrace_executions e
@@ -229,7 +231,7 @@ WITH gone AS MATERIALIZED (
     SELECT e.tenant, e.execution_id,
            e.status = 'queued' OR e.attempt < e.attempts_max AND e.cancel_at IS NULL AND e.input IS NOT NULL AS again
     FROM headrace_executions e JOIN gone g ON e.owner = g.owner
-    WHERE e.status IN ('queued', 'running')
+    WHERE e.status IN ('queued', 'running') AND EXISTS (SELECT 1 FROM gone)
     ORDER BY e.tenant, e.execution_id LIMIT 5000 FOR UPDATE OF e SKIP LOCKED
 ), ended AS (
     UPDATE headrace_executions e SET

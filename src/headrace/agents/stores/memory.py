@@ -261,7 +261,8 @@ class MemoryStore:
         if held is None or kept is None or held.is_finished or kept.owner != submission.owner:
             return False
         ours = submission.execution
-        if held.status == "running" and held.started_at != ours.started_at:
+        is_repeated = held.attempt == ours.attempt and held.started_at == ours.started_at
+        if not (held.attempt == ours.attempt - 1 if held.status == "queued" else is_repeated):
             return False
         held.status, held.attempt, held.version, held.started_at = (
             "running",
@@ -274,7 +275,8 @@ class MemoryStore:
     async def give_back(self, submission: Submission, *, delay_s: float) -> None:
         """Let it be taken again."""
         kept = self._submissions.get(submission.key)
-        if kept is not None and self._executions[submission.key].status == "queued":
+        is_ours = kept is not None and kept.owner == submission.owner
+        if kept is not None and is_ours and self._executions[submission.key].status == "queued":
             kept.owner = None
             self._line_up(submission.key, delay_s)
 

@@ -31,7 +31,7 @@ class Held:
     """What a hit reads.
 
     Fields lie in memory in the order of the classes that bring them. These come first, next to the object's head, so
-    that a hit touches one cache line of an entry and not three, which is a tenth of what it costs.
+    that a hit touches fewer cache lines of an entry, which is a tenth of what it costs.
     """
 
     __slots__ = ("deadline", "value")

@@ -330,6 +330,9 @@ async def test_a_flushed_redis_costs_loads_and_nothing_else(
             async with asyncio.timeout(5):
                 while (await database.fetch(ITEM, 1, cache=STREAMED))[0].name != f"v{number}":
                     await asyncio.sleep(0.002)
+            redis.call("FLUSHALL")
+            assert (await database.fetch(ITEM, 1, cache=STREAMED))[0].name == f"v{number}"
+        assert stats(database).loads >= 10
 
 
 async def test_times_are_shown_in_the_zone_of_the_session(url: str, redis: RedisServer) -> None:

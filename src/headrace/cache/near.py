@@ -156,19 +156,30 @@ class Near:
 
         Looks at every entry, so call it in a thread.
         """
-        memory = self.memory
-        if memory is None:
+        if self.memory is None:
             return
         until = self._clock.monotonic() + seconds
 
         def age_one(key: str) -> bool:
-            entry = memory.get(key)
-            self._peeks += 1
-            if entry is not None:
-                entry.age(until)
+            self._age(key, until)
             return False
 
-        memory.delete_where(age_one)
+        self.memory.delete_where(age_one)
+
+    def expire(self, keys: Iterable[str]) -> None:
+        """Let the copies of keys that may have changed be fresh no longer; each may still stand in where a stale value
+        may."""
+        now = self._clock.monotonic()
+        with self._lock:
+            for key in keys:
+                self._fence.raise_for(key)
+                self._age(key, now)
+
+    def _age(self, key: str, until: float) -> None:
+        entry = self.lookup(key)
+        if entry is not None:
+            self._peeks += 1
+            entry.age(until)
 
     def forget(self, keys: Iterable[str]) -> int:
         """Drop keys; how many were held."""

@@ -298,14 +298,17 @@ class Tracking:
                 ]
             )
             heads, found = replies[: len(keys)], replies[len(keys) :]
-            others = [
-                key
-                for key, head in zip(keys, heads, strict=True)
-                if not isinstance(head, bytes) or version_in(head) not in {expected[key], self._own.version(key)}
-            ]
-            for key in others:
+            others: list[str] = []
+            unknown: list[str] = []
+            for key, head in zip(keys, heads, strict=True):
+                if not isinstance(head, bytes):
+                    unknown.append(key)
+                elif version_in(head) not in {expected[key], self._own.version(key)}:
+                    others.append(key)
+            for key in (*others, *unknown):
                 self._own.forget(key)
             self._near.forget(others)
+            self._near.expire(unknown)  # the node does not answer, and then a stale copy is better than none
             changed = [
                 tag for tag, token in zip(tags, found, strict=True) if token not in (self._own.tokens(tag) or ())
             ]

@@ -291,6 +291,22 @@ async def test_many_reads_are_answered_by_stale_copies_too(open_cache, server):
     assert cache.statistics().stale_served == 1
 
 
+async def test_a_change_that_nobody_can_be_asked_about_leaves_a_stale_copy(open_cache, server):
+    """Whether a push echoes our own write cannot be asked when the server dies behind it: the copy is fresh no longer,
+    but still stands in."""
+    cache = await open_cache(remote=QUICK, policies=[CachePolicy(ttl=60, stale_max=60, jitter=0)])
+    await cache.set("k", "old")
+    await echoed(cache)
+    tracking = cache._shared._tracking
+    (channel,) = tracking._channels.values()
+    server.stop()
+    tracking.on_push(channel, [b"invalidate", [cache._shared.keyspace.entry("k")]])
+    await until(tracking._check.done, "it was asked")
+    assert cache.entry_lookup("k").fresh_until <= cache.now()
+    assert await cache.get("k") == "old"
+    assert cache.statistics().stale_served == 1
+
+
 async def test_a_failed_strict_write_is_not_read_back(open_cache, server):
     """A value whose `set` raised is not what this process reads afterwards."""
     cache = await open_cache(remote=QUICK, policies=[CachePolicy(strategy=Strategy.WRITE_THROUGH, stale_max=0)])

@@ -38,14 +38,16 @@ class Report:
 
 
 class Fleet:
-    """Three processes on one shared tier, two of them writers."""
+    """Three processes on one shared tier, two of them writers; `timeout_s` is theirs for a call, if it is not the
+    usual one."""
 
-    def __init__(self, url: str, *, fetch: Fetch) -> None:
+    def __init__(self, url: str, *, fetch: Fetch, timeout_s: float | None = None) -> None:
+        patience = [] if timeout_s is None else [str(timeout_s)]
         self._fetch = fetch
         self._codec = Codec()
         self.processes = [
             subprocess.Popen(
-                [sys.executable, str(PROGRAM), url, str(number), role],
+                [sys.executable, str(PROGRAM), url, str(number), role, *patience],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -80,8 +82,11 @@ class Fleet:
         self._collect(report)
         self._compare(report)
 
-    def run_through(self, ordeal: Callable[[], None]) -> Report:
-        """Operations from before the beginning to after the end of what happens to the servers."""
+    def run_through(self, ordeal: Callable[[], None], operations: int = 0) -> Report:
+        """Operations from before the beginning to after the end of what happens to the servers, and then so many more.
+
+        A slow machine does little in that time, and leaves little to compare.
+        """
         report = Report()
         self._tell({"do": "run_until_told"})
         pause(0.5)
@@ -90,6 +95,8 @@ class Fleet:
         self._tell({"do": "stop"})
         self._collect(report)
         self._compare(report)
+        if operations:
+            self._run_quietly(operations // len(self.processes), report)
         return report
 
     def _tell(self, command: dict[str, object]) -> None:
@@ -111,9 +118,10 @@ class Fleet:
             report.slowest_s = max(report.slowest_s, answer["slowest_s"])
 
     def _compare(self, report: Report) -> None:
-        self._tell({"do": "settle"})
-        for process in self.processes:
-            self._answer(process)
+        for _ in range(2):  # the second time nobody has anything left to deliver that others have to hear of
+            self._tell({"do": "settle"})
+            for process in self.processes:
+                self._answer(process)
         pause(UNHEARD_S)
         # Reading fills memory from the shared tier where it holds nothing fresh: what it held is looked at before.
         for question in ("dump", "read", "dump"):
@@ -142,9 +150,11 @@ def _repeated(act: Callable[[], None] | None, every_s: float) -> Iterator[list[i
     is_over = threading.Event()
 
     def go_on() -> None:
-        while act is not None and not is_over.wait(every_s):
+        while act is not None:
             act()
             count[0] += 1
+            if is_over.wait(every_s):
+                return
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         acting = pool.submit(go_on)

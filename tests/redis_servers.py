@@ -2,17 +2,23 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import redis
 
+from headrace.cache import Cache
+from headrace.cache.pipeline import Pipeline
 from headrace.clock import SystemClock
 from headrace.embedded.binaries import find_redis, package_directory
+from headrace.errors import CacheUnavailable
 from headrace.events import Event
 
 CLOCK = SystemClock()
@@ -21,12 +27,22 @@ FOUND = find_redis()
 NEWEST = str(FOUND.path)
 HAS_CLUSTERS = FOUND.version >= (7, 0)
 """Whether a cluster can be put together here; older servers lack the options that the tests use for it."""
+PATIENT = {"timeout": 20.0, "connect_timeout": 20.0, "reconnect_wait_max": 0.1}
+"""For a cache that misses no answer but through what its test does: a server may be slow on a busy machine."""
+IMPATIENT_S = 0.2
+PORTS = range(10_000, 32_000)
+"""Below those that the system hands out by itself, which nobody else may take before a server here listens."""
+PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port := random.SystemRandom().choice(PORTS)))
+            except OSError:
+                continue
+            return port
 
 
 class RedisServer:
@@ -52,8 +68,12 @@ class RedisServer:
         self.process = subprocess.Popen(
             [self.binary, *where, *basic, *self.options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_until(self.answers, f"{self.url} answers")
+        wait_until(lambda: self.has_ended() or self.answers(), f"{self.url} answers")
+        assert not self.has_ended(), f"the server of {self.url} ended at once: is its port taken?"
         return self
+
+    def has_ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
 
     def answers(self) -> bool:
         try:
@@ -65,7 +85,7 @@ class RedisServer:
             return False
 
     def client(self) -> redis.Redis:
-        return redis.Redis.from_url(self.url, socket_timeout=5)
+        return redis.Redis.from_url(self.url, socket_timeout=20)
 
     def call(self, *command: object) -> object:
         with self.client() as client:
@@ -73,7 +93,7 @@ class RedisServer:
 
     def raw(self, *command: object) -> str:
         """The reply as the server words it, before the driver takes it apart."""
-        connection = redis.connection.Connection(host="127.0.0.1", port=self.port, socket_timeout=5, protocol=2)
+        connection = redis.connection.Connection(host="127.0.0.1", port=self.port, socket_timeout=20, protocol=2)
         try:
             connection.send_command(*command)
             return connection.read_response().decode()
@@ -87,6 +107,8 @@ class RedisServer:
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)
+        if number == signal.SIGSTOP:
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)  # until then it may still answer
 
     def stop(self) -> None:
         if self.process is not None:
@@ -95,18 +117,110 @@ class RedisServer:
             self.process = None
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     deadline = CLOCK.monotonic() + timeout_s
     while not condition():
         assert CLOCK.monotonic() < deadline, f"not within {timeout_s} s: {what}"
         threading.Event().wait(0.01)
 
 
-async def until(condition: Callable[[], object], what: str = "", timeout_s: float = 15.0) -> None:
+async def until(condition: Callable[[], object], what: str = "", timeout_s: float = 30.0) -> None:
     deadline = CLOCK.monotonic() + timeout_s
     while not condition():
         assert CLOCK.monotonic() < deadline, f"not within {timeout_s} s: {what or condition}"
         await asyncio.sleep(0.005)
+
+
+async def until_found(
+    find: Callable[[], Coroutine[Any, Any, object]], wanted: object, timeout_s: float = 30.0
+) -> None:
+    """Ask until the answer is the one that is wanted."""
+    deadline = CLOCK.monotonic() + timeout_s
+    while (found := await find()) != wanted:
+        assert CLOCK.monotonic() < deadline, f"not within {timeout_s} s: {wanted!r}, still {found!r}"
+        await asyncio.sleep(0.005)
+
+
+def at_once(call: Coroutine[Any, Any, object]) -> object:
+    """The outcome of a call that does not wait for anything."""
+    try:
+        call.send(None)
+    except StopIteration as answer:
+        return answer.value
+    call.close()
+    raise AssertionError("the call waits")
+
+
+def pipelines(cache: Cache) -> list[Pipeline]:
+    """The connections of a cache."""
+    if (shared := cache._shared) is None:
+        return []
+    return [*shared._remote.primaries(), *(shared._tracking._channels.values() if shared._tracking else ())]
+
+
+def is_idle(cache: Cache) -> bool:
+    """Whether every connection stands and nothing is on its way."""
+    return all(each._wire and not each._wire.pending and not each._unsent for each in pipelines(cache))
+
+
+def set_patience(cache: Cache, seconds: float) -> None:
+    """Let calls that are made from now on wait so long at most."""
+    for pipeline in pipelines(cache):
+        pipeline._timeout_s = pipeline._connect_timeout_s = seconds
+        if pipeline._sweep is not None:
+            pipeline._sweep.cancel()
+            pipeline._sweep = pipeline._loop.call_later(seconds / 4, pipeline._expire)
+
+
+@asynccontextmanager
+async def impatient(*caches: Cache) -> AsyncIterator[None]:
+    """For while the caches cannot be answered: they find out soon. Begins with nothing on its way."""
+    await until(lambda: all(map(is_idle, caches)), "all is answered")
+    for cache in caches:
+        set_patience(cache, IMPATIENT_S)
+    try:
+        yield
+    finally:
+        for cache in caches:
+            set_patience(cache, PATIENT["timeout"])
+
+
+@asynccontextmanager
+async def deaf(server: "RedisServer", *caches: Cache) -> AsyncIterator[None]:
+    """The server answers nobody, and these caches do not wait for it long."""
+    async with impatient(*caches):
+        server.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            server.signal(signal.SIGCONT)
+
+
+def is_checked(cache: Cache) -> bool:
+    """Whether whatever was pushed has been looked at."""
+    tracking = cache._shared._tracking
+    return not tracking._doubted and not tracking._doubted_tags and (tracking._check is None or tracking._check.done())
+
+
+async def has_heard(cache: Cache) -> bool:
+    """Whether every channel stands, and what was on its way there has come."""
+    tracking = cache._shared._tracking
+    if not tracking._whole:
+        return False
+    try:
+        for channel in tracking._channels.values():
+            await channel.call(PING)  # it is answered behind the pushes
+    except CacheUnavailable:
+        return False
+    return True
+
+
+async def settled(*caches: Cache) -> None:
+    """Return when every channel stands and everything that was pushed until now has been worked off."""
+    for cache in caches:
+        await until_found(lambda cache=cache: has_heard(cache), True)
+        await until(lambda cache=cache: is_checked(cache), "what was pushed was looked at")
+        await cache._shared.learn_generation()
 
 
 class Witness:
@@ -130,7 +244,7 @@ class RedisCluster:
         self.servers = [
             RedisServer(
                 directory / f"node{number}",
-                *("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "1000"),
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "3000"),
                 *("--cluster-require-full-coverage", "no", "--cluster-allow-reads-when-down", "no"),
                 port=free_port(),
             )

@@ -32,11 +32,16 @@ from tests.redis_servers import RedisServer
 TABLES = 16
 PAUSE_S = 0.05
 now = SystemClock.monotonic
+ALONE = """
+SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()"""
+"""Ends all other sessions, with their slots: what a database that is closed has sent may still be under way there."""
 
 
 def prepare(dsn: str, tables: int = TABLES) -> None:
     """Make the tables."""
     with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(ALONE)
         connection.execute("DROP PUBLICATION IF EXISTS headrace")
         for table in range(tables):
             connection.execute(f"DROP TABLE IF EXISTS counter_{table}")
@@ -104,9 +109,14 @@ class Run:
             yield
 
     async def run(
-        self, reads: int, *, fault: Callable[[], Awaitable[object]] | None = None, every_s: float = 1.0
+        self,
+        reads: int,
+        *,
+        fault: Callable[[], Awaitable[object]] | None = None,
+        every_s: float = 1.0,
+        every_reads: int = 0,
     ) -> Report:
-        """Read so often, with a fault now and then."""
+        """Read so often, with a fault now and then: after so long, and so many reads, since the last one."""
         began = now()
         await asyncio.to_thread(prepare, self.direct, self.tables)
         command = [sys.executable, "-m", "tests.stale_reads", self.direct, str(self.tables)]
@@ -114,18 +124,23 @@ class Run:
             outside = [
                 await asyncio.create_subprocess_exec(*command, str(seed), stdout=subprocess.PIPE) for seed in range(2)
             ]
-            tasks = [asyncio.ensure_future(self._listen(process)) for process in outside]
-            tasks += [asyncio.ensure_future(self._write(index)) for index in range(2)]
-            if fault is not None:
-                tasks.append(asyncio.ensure_future(self._disturb(fault, every_s)))
+            tasks: list[asyncio.Task[None]] = []
             try:
+                for process in outside:
+                    assert process.stdout is not None
+                    self._hear(await process.stdout.readline())  # it has begun
+                tasks += [asyncio.ensure_future(self._listen(process)) for process in outside]
+                tasks += [asyncio.ensure_future(self._write(index)) for index in range(2)]
+                if fault is not None:
+                    tasks.append(asyncio.ensure_future(self._disturb(fault, every_s, every_reads)))
                 await asyncio.gather(*(self._read(reader % 2, reader, reads // 4) for reader in range(4)))
             finally:
                 self._is_over = True
                 for process in outside:
                     process.send_signal(signal.SIGTERM)
                     await process.wait()
-                await asyncio.wait(tasks, timeout=20)
+                if tasks:
+                    await asyncio.wait(tasks, timeout=20)
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
@@ -142,9 +157,12 @@ class Run:
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         async for line in process.stdout:
-            table, number, moment = line.split()
-            self._acknowledged[int(table)].append((float(moment), int(number)))
-            self._report.writes += 1
+            self._hear(line)
+
+    def _hear(self, line: bytes) -> None:
+        table, number, moment = line.split()
+        self._acknowledged[int(table)].append((float(moment), int(number)))
+        self._report.writes += 1
 
     async def _write(self, index: int) -> None:
         rng = random.Random(100 + index)
@@ -180,11 +198,14 @@ class Run:
                 # Reads shall meet many states of the tables, not one of them often.
                 await asyncio.sleep(0.002)
 
-    async def _disturb(self, fault: Callable[[], Awaitable[object]], every_s: float) -> None:
+    async def _disturb(self, fault: Callable[[], Awaitable[object]], every_s: float, every_reads: int) -> None:
         while not self._is_over:
+            due = len(self._reads) + every_reads
             await asyncio.sleep(every_s)
-            await fault()
+            while len(self._reads) < due:
+                await asyncio.sleep(0.005)
             self._report.faults += 1
+            await fault()
 
     def _compare(self) -> None:
         report = self._report

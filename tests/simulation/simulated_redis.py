@@ -226,10 +226,12 @@ class SimulatedRedis:
 class Idleness:
     """What an idle loop does: one of the steps that could be next, or the passing of time."""
 
-    def __init__(self, rng: random.Random, steps: Callable[[], list[Step]]) -> None:
+    def __init__(
+        self, rng: random.Random, steps: Callable[[], list[Step]], *, kind: type[IdleLoop] = IdleLoop
+    ) -> None:
         self._rng = rng
         self._steps = steps
-        self.loop = IdleLoop(self._next)
+        self.loop = kind(self._next)
         self.trace: list[str] = []
 
     def _next(self, timeout: float | None) -> None:

@@ -158,6 +158,13 @@ class MemoryCache:
         self._ring[hits & RING_MASK] = entry
         return entry.value
 
+    def peek(self, key: Hashable, default: Any = None) -> Any:
+        """What `get` would return. Counts neither as a hit or a miss nor as a use."""
+        entry = self._entries.get(key)
+        if entry is None or entry.deadline <= self._monotonic():
+            return default
+        return entry.value
+
     def __contains__(self, key: Hashable) -> bool:
         """Whether `get` would find a value. Counts neither as a hit nor as a use."""
         entry = self._entries.get(key)

@@ -3,7 +3,6 @@
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import msgspec
@@ -52,7 +51,6 @@ class Near:
         self._fence = Fence()
         self._config = config
         self._fresh_max_s: float | None = None
-        self._peeks = 0
         self.memory: MemoryCache | None = None
         self.lookup: Callable[[str], Entry | None] = _nothing
         if config is not None:
@@ -70,10 +68,17 @@ class Near:
         return self._fence.holds(key, epoch)
 
     def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy) -> bool:
-        """Keep a value that was fetched since `epoch`; False if its key was invalidated meanwhile."""
+        """Keep a value that was fetched since `epoch`; False if its key was invalidated meanwhile.
+
+        A value that takes another's place, as after a renewal, turns away what is being fetched: that may be the one
+        before. Where there was none, nothing is turned away, so that a cold start keeps all that it reads.
+        """
         with self._lock:
             if not self._fence.holds(key, epoch):
                 return False
+            held = None if self.memory is None else self.memory.peek(key)
+            if held is not None and held.version != entry.version:
+                self._fence.raise_for(key)
             self._keep(key, entry, policy)
             return True
 
@@ -87,13 +92,14 @@ class Near:
     def end_writes(self, writes: Sequence[Write]) -> None:
         """Keep what was written, unless its key was changed since; what was fetched meanwhile is turned away again.
 
-        Where there is no shared tier a write has no duration, and nothing can have come between.
+        Also where the write is not kept: a read from before it may come in behind it, and the echo of one's own write
+        does not drop a copy. Where there is no shared tier a write has no duration, and nothing can have come between.
         """
         with self._lock:
             kept = [not self._is_copy or self._fence.holds(write.key, write.epoch) for write in writes]
             for write, is_kept in zip(writes, kept, strict=True):
+                self._fence.raise_for(write.key)
                 if is_kept:
-                    self._fence.raise_for(write.key)
                     self._keep(write.key, write.entry, write.policy)
                 else:
                     self._drop(write.key)
@@ -110,9 +116,10 @@ class Near:
     def drop(self, key: str) -> None:
         """Hold nothing for a key whose shared entry was just written by this process, but could not be kept here.
 
-        What is held may be older, and the echo of one's own write does not drop it.
+        What is held may be older, or is being fetched, and the echo of one's own write does not drop it.
         """
         with self._lock:
+            self._fence.raise_for(key)
             self._drop(key)
 
     def _drop(self, key: str) -> None:
@@ -156,15 +163,16 @@ class Near:
 
         Looks at every entry, so call it in a thread.
         """
-        if self.memory is None:
+        memory = self.memory
+        if memory is None:
             return
         until = self._clock.monotonic() + seconds
 
         def age_one(key: str) -> bool:
-            self._age(key, until)
+            self._age(memory, key, until)
             return False
 
-        self.memory.delete_where(age_one)
+        memory.delete_where(age_one)
 
     def expire(self, keys: Iterable[str]) -> None:
         """Let the copies of keys that may have changed be fresh no longer; each may still stand in where a stale value
@@ -173,12 +181,13 @@ class Near:
         with self._lock:
             for key in keys:
                 self._fence.raise_for(key)
-                self._age(key, now)
+                if self.memory is not None:
+                    self._age(self.memory, key, now)
 
-    def _age(self, key: str, until: float) -> None:
-        entry = self.lookup(key)
+    @staticmethod
+    def _age(memory: MemoryCache, key: str, until: float) -> None:
+        entry: Entry | None = memory.peek(key)
         if entry is not None:
-            self._peeks += 1
             entry.age(until)
 
     def forget(self, keys: Iterable[str]) -> int:
@@ -213,8 +222,4 @@ class Near:
 
     def statistics(self) -> MemoryStatistics | None:
         """The memory tier's own counts."""
-        if self.memory is None:
-            return None
-        statistics = self.memory.statistics()
-        # `age` had to look at every entry; nobody asked for them.
-        return replace(statistics, hits=max(0, statistics.hits - self._peeks))
+        return None if self.memory is None else self.memory.statistics()

@@ -67,6 +67,8 @@ class WriteBehind:
         self._queue: dict[str, Owed] = {}
         self._sending: dict[str, Owed] = {}
         self._wake = asyncio.Event()
+        self._retry = asyncio.Event()
+        """It is worth trying again before its time."""
         self._changed = asyncio.Event()
         self._disk = asyncio.Lock()
         self._courier: asyncio.Task[None] | None = None
@@ -98,7 +100,7 @@ class WriteBehind:
                 WriteDropped(key="*", reason=f"the spool was damaged; what could not be read is kept in {path}")
             )
         self._shared.owed.changes()  # from here on they are remembered
-        self._shared.on_delivered = self._wake.set
+        self._shared.on_delivered = self._try_now
         if self._debts and self._shared.is_available:
             await self._shared.deliver_owed()
 
@@ -188,7 +190,7 @@ class WriteBehind:
         failures, number = self._failures, self._number
         while any(owed.number <= number for queue in (self._sending, self._queue) for owed in queue.values()):
             self._changed.clear()
-            self._wake.set()
+            self._try_now()
             await self._changed.wait()
             if self._failures != failures:
                 raise CacheUnavailable(f"{len(self)} writes could not be delivered; they stay queued.")
@@ -223,14 +225,19 @@ class WriteBehind:
             self._wake.clear()
             await self.keep_owed()
             while self._queue:
+                self._retry.clear()
                 if not await self._deliver_batch():
-                    # A flush asks again sooner than that.
+                    # A flush asks again sooner than that. A further write does not: it would be one attempt at the
+                    # whole queue for each write into an outage.
                     try:
                         async with asyncio.timeout(RETRY_S):
-                            await self._wake.wait()
+                            await self._retry.wait()
                     except TimeoutError:
                         pass  # it is time all the same
-                    self._wake.clear()
+
+    def _try_now(self) -> None:
+        self._retry.set()
+        self._wake.set()
 
     async def _deliver_batch(self) -> bool:
         keys = list(self._queue)[:BATCH]
@@ -298,7 +305,8 @@ class WriteBehind:
             else:
                 # A key that is queued again has, or waits here to write, a later record of its own.
                 done = [Record(key, None, None, b"") for key in delivered if key not in self._queue]
-                await self._on_disk(spool.append, done)
+                if done:
+                    await self._on_disk(spool.append, done)
 
     async def _on_disk(self, act: Callable[[list[Record]], None], records: list[Record]) -> bool:
         """Whether the disk did it; the first failure and the recovery are told."""

@@ -1,6 +1,6 @@
 """One process of a fleet over one shared cache: does random operations when told so, and says what is in its memory.
 
-    python coherence_process.py URL NUMBER writer|reader
+    python coherence_process.py URL NUMBER writer|reader [TIMEOUT]
 
 One JSON command a line on stdin, one JSON answer a line on stdout: `{"do": "run", "operations": n}`,
 `{"do": "run_until_told"}` and then any line, `{"do": "settle"}`, `{"do": "dump"}`, `{"do": "read"}`.
@@ -13,8 +13,9 @@ import sys
 from collections import Counter
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
-from headrace.errors import HeadraceError
+from headrace.errors import CacheUnavailable, HeadraceError
 
+PING = b"*1\r\n$4\r\nPING\r\n"
 TASKS = 8
 KEYS = [f"k:{number}" for number in range(200)] + [f"strict:{number}" for number in range(40)]
 TAGS = [f"t{number}" for number in range(8)]
@@ -110,12 +111,23 @@ class Worker:
 
     async def settle(self) -> dict[str, object]:
         """Return when everything is connected, nothing is owed and nothing is in doubt."""
-        shared = self.cache._shared
-        tracking = shared._tracking
-        async with asyncio.timeout(30):
-            while not (shared.is_available and tracking._whole and not shared._deferred.is_owed):
+        async with asyncio.timeout(60):
+            while not await self.is_settled():
                 await asyncio.sleep(0.02)
         return {"settled": True}
+
+    async def is_settled(self) -> bool:
+        shared = self.cache._shared
+        tracking = shared._tracking
+        try:
+            for channel in tracking._channels.values():
+                await channel.call(PING)  # it is answered behind the pushes that were on their way
+        except CacheUnavailable:
+            return False
+        if tracking._check is not None:
+            await asyncio.wait([tracking._check])
+        await shared.learn_generation()
+        return shared.is_available and tracking._whole and not shared._deferred.is_owed
 
     def dump(self) -> dict[str, object]:
         """What memory would answer with at once."""
@@ -141,8 +153,9 @@ class Worker:
         raise ValueError(command)
 
 
-async def main(url: str, number: str, role: str) -> None:
-    remote = RemoteConfig(url=url, reconnect_wait_max=0.5, lease=1.0, lease_wait_max=5.0)
+async def main(url: str, number: str, role: str, *timeout_s: str) -> None:
+    patience = {name: float(seconds) for seconds in timeout_s for name in ("timeout", "connect_timeout")}
+    remote = RemoteConfig(url=url, reconnect_wait_max=0.5, lease=1.0, lease_wait_max=5.0, **patience)
     async with Cache(remote=remote, policies=POLICIES) as cache:
         worker = Worker(cache, int(number), role)
         print(json.dumps({"ready": True}), flush=True)

@@ -6,10 +6,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from headrace.cache import Cache, RemoteConfig
+from headrace.events import TierUnavailable
 from headrace.testing import TcpProxy
-from tests.redis_servers import CLOCK, until
-
-QUICK = {"timeout": 0.2, "connect_timeout": 0.2, "reconnect_wait_max": 0.1}
+from tests.redis_servers import CLOCK, IMPATIENT_S, PATIENT, at_once, impatient, set_patience, until
 
 
 @pytest.fixture
@@ -19,10 +18,10 @@ async def proxy(server) -> AsyncIterator[TcpProxy]:
 
 
 @pytest.fixture
-async def far(proxy) -> AsyncIterator[Cache]:
+async def far(proxy, witness) -> AsyncIterator[Cache]:
     """A cache behind the bad network, without copies in memory."""
-    remote = RemoteConfig(url=f"redis://{proxy.address}/0", **QUICK)
-    async with Cache(remote=remote, memory=None) as cache:
+    remote = RemoteConfig(url=f"redis://{proxy.address}/0", **PATIENT)
+    async with Cache(remote=remote, memory=None, observer=witness) as cache:
         yield cache
 
 
@@ -35,18 +34,17 @@ async def usable(cache: Cache) -> None:
     raise AssertionError("the shared tier never came back")
 
 
-async def test_a_silent_network_costs_one_timeout(far, proxy):
+async def test_a_silent_network_costs_one_timeout(far, proxy, witness):
     """While nothing passes, calls answer within the timeout, then at once; when it passes again, so do they."""
     await far.set("k", 1)
-    proxy.deaf()
-    started = CLOCK.monotonic()
-    assert await far.get("k", "away") == "away"
-    assert CLOCK.monotonic() - started < 2
-    await until(lambda: not far.statistics().remote_available, "the silence is noticed")
-    started = CLOCK.monotonic()
-    assert [await far.get("k", "away") for _ in range(50)] == ["away"] * 50
-    assert CLOCK.monotonic() - started < 1
-    proxy.heal()
+    async with impatient(far):
+        proxy.deaf()
+        started = CLOCK.monotonic()
+        assert await far.get("k", "away") == "away"
+        assert CLOCK.monotonic() - started < 50 * IMPATIENT_S
+        await until(lambda: witness.seen(TierUnavailable), "the silence is noticed")
+        assert [at_once(far.get("k", "away")) for _ in range(50)] == ["away"] * 50
+        proxy.heal()
     await usable(far)
     assert await far.get("k") == 1
 
@@ -60,11 +58,14 @@ async def test_a_delete_whose_reply_is_lost_is_made_sure_of(far, proxy, open_cac
     while await near.get("k") is not None:
         await asyncio.sleep(0.01)
     await near.set("k", "new")
+    set_patience(far, IMPATIENT_S)
     proxy.cut()
     await deleting
     assert await far.get("k") is None
     proxy.heal()
+    set_patience(far, PATIENT["timeout"])
     await usable(far)
+    await until(lambda: not far._shared.owed.is_owed, "the delete was delivered again")
     assert await far.get("k") == await near.get("k")
 
 
@@ -83,13 +84,13 @@ async def test_torn_replies_are_never_a_wrong_value(far, proxy):
 
 async def test_a_slow_network_is_not_a_dead_one(proxy):
     """Below the timeout every call arrives, and those made together take one delay, not many."""
-    remote = RemoteConfig(url=f"redis://{proxy.address}/0", timeout=5)
+    remote = RemoteConfig(url=f"redis://{proxy.address}/0", **PATIENT)
     async with Cache(remote=remote, memory=None) as cache:
         await cache.set_many({f"k{number}": number for number in range(100)})
-        proxy.delay(0.04)
+        proxy.delay(0.2)
         started = CLOCK.monotonic()
         assert await asyncio.gather(*(cache.get(f"k{number}") for number in range(100))) == list(range(100))
-        assert 0.07 < CLOCK.monotonic() - started < 2
+        assert 0.35 < CLOCK.monotonic() - started < 15  # one by one it would be 40 s
 
 
 async def test_a_refused_connection_is_tried_again(far, proxy):

@@ -7,6 +7,7 @@ import pytest
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.errors import CacheUnavailable
 from headrace.testing import ChaosRemote
+from tests.redis_servers import PATIENT, until
 
 STRICT = [CachePolicy(strategy=Strategy.WRITE_THROUGH, stale_max=0)]
 
@@ -20,7 +21,7 @@ async def chaos(server):
 @pytest.fixture
 async def strict(chaos):
     """A cache that raises when the shared tier does not take a value; nothing in memory hides what was taken."""
-    async with Cache(remote=RemoteConfig(url=chaos.url), memory=None, policies=STRICT) as cache:
+    async with Cache(remote=RemoteConfig(url=chaos.url, **PATIENT), memory=None, policies=STRICT) as cache:
         yield cache
 
 
@@ -76,6 +77,7 @@ async def test_a_tag_that_stays_owed_refuses_the_write(strict, chaos):
     with pytest.raises(CacheUnavailable, match="did not take"):
         await strict.set("k", "new", tags=["t"])
     assert await strict.get("k") is None
+    await until(lambda: not strict._shared._tags_on_way, "no attempt that will be refused is on its way")
     chaos.heal()
     await strict.set("k", "new", tags=["t"])
     assert await strict.get("k") == "new"

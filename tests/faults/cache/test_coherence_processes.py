@@ -11,12 +11,17 @@ from tests.cache_fleets import Fleet, fetch_from, kill_calls, kill_tracking, res
 from tests.redis_servers import RedisServer
 
 OPERATIONS = 10_000
-STOPPED_S = 3.0
+STOPPED_S = 6.0
+PATIENCE_S = 20.0
+"""A busy machine is slow, and no fault here is a server that is there and does not answer."""
+
+
+pytestmark = pytest.mark.timeout(170)
 
 
 @pytest.fixture
 def fleet(server: RedisServer) -> Iterator[Fleet]:
-    fleet = Fleet(server.url, fetch=fetch_from(server))
+    fleet = Fleet(server.url, fetch=fetch_from(server), timeout_s=PATIENCE_S)
     yield fleet
     fleet.stop()
 
@@ -42,8 +47,8 @@ def test_processes_agree_after_settling(server, fleet, fault, every_s):
 
 def test_an_outage_under_load_is_not_the_callers(server, fleet):
     """With Redis stopped for seconds only strict writes are told; nobody waits long, and all agree afterwards."""
-    report = fleet.run_through(lambda: stopped(server, STOPPED_S))
+    report = fleet.run_through(lambda: stopped(server, STOPPED_S), OPERATIONS // 5)
     assert set(report.errors) == {"set strict cache-unavailable"}
-    assert report.slowest_s < 2.0
+    assert report.slowest_s < STOPPED_S * 2 / 3
     assert report.compared > 20
     assert report.differences == []

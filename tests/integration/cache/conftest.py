@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headrace.cache import Cache, RemoteConfig
-from tests.redis_servers import HAS_CLUSTERS, RedisCluster, RedisServer, Witness
+from tests.redis_servers import HAS_CLUSTERS, PATIENT, RedisCluster, RedisServer, Witness
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ async def open_cache(server: RedisServer, witness: Witness) -> AsyncIterator[Cal
     caches: list[Cache] = []
 
     async def open_one(*, remote: dict[str, object] | None = None, **options: object) -> Cache:
-        config = RemoteConfig(**{"url": server.url, "reconnect_wait_max": 0.2, **(remote or {})})  # type: ignore[arg-type]
+        config = RemoteConfig(**{"url": server.url, **PATIENT, **(remote or {})})  # type: ignore[arg-type]
         options.setdefault("observer", witness)
         cache = Cache(remote=config, **options)  # type: ignore[arg-type]
         await cache.open()

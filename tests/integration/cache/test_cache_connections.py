@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from headrace.cache import Cache, RemoteConfig
 from headrace.events import TierUnavailable
-from tests.redis_servers import RedisServer, Witness, free_port, until, wait_until
+from tests.redis_servers import PATIENT, RedisServer, Witness, free_port, until, wait_until
 
 
 async def works(cache: Cache) -> bool:
@@ -20,7 +20,7 @@ async def works(cache: Cache) -> bool:
 
 
 def remote(url: str, **options) -> RemoteConfig:
-    return RemoteConfig(url=url, reconnect_wait_max=0.2, **options)
+    return RemoteConfig(url=url, **{**PATIENT, **options})
 
 
 async def test_acl_user_and_password(start_redis):
@@ -132,12 +132,10 @@ async def test_sentinel_leads_to_the_primary_and_follows_it(short_path):
         async with Cache(remote=remote(f"redis+sentinel://127.0.0.1:{ports[2]}/main/0"), memory=None) as cache:
             assert await works(cache)
             primary.stop()
-            for _ in range(600):
-                await cache.set("k", 2)
-                if await cache.get("k") == 2:
-                    break
-                await asyncio.sleep(0.05)
-            assert await cache.get("k") == 2
+            async with asyncio.timeout(60):
+                while await cache.get("k") != 2:
+                    await asyncio.sleep(0.05)
+                    await cache.set("k", 2)
     finally:
         for server in (sentinel, replica, primary):
             server.stop()

@@ -14,20 +14,21 @@ from headrace.cache import CachePolicy, RemoteConfig, Strategy
 from headrace.cache.lease import Claim, Lease, Leases
 from headrace.cache.remote import Remote, RemoteWatcher
 from headrace.errors import UnencodableValue
-from tests.redis_servers import CLOCK, RedisServer, until
+from tests.redis_servers import CLOCK, PATIENT, RedisServer, settled, until
 
 CHILD = """
 import asyncio, sys
 import redis.asyncio
 from headrace.cache import Cache, RemoteConfig
 
-async def main(url, tasks, load_s):
+async def main(url, tasks, lease_s, first_s):
     client = redis.asyncio.Redis.from_url(url)
     async def load():
-        await client.rpush("runs", str(__import__("os").getpid()))
-        await asyncio.sleep(float(load_s))
+        number = await client.rpush("runs", str(__import__("os").getpid()))
+        await asyncio.sleep(float(first_s) if number == 1 else 0.3)
         return {"value": 42}
-    async with Cache(remote=RemoteConfig(url=url, lease=1.0)) as cache:
+    remote = RemoteConfig(url=url, lease=float(lease_s), timeout=20, connect_timeout=20)
+    async with Cache(remote=remote) as cache:
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         values = await asyncio.gather(*(cache.get_or_load("cold", load) for _ in range(int(tasks))))
@@ -42,8 +43,8 @@ asyncio.run(main(*sys.argv[1:]))
 class Children:
     """Processes that ask for the same cold key at the same moment."""
 
-    def __init__(self, server: RedisServer, number: int, *, tasks: int, load_s: float) -> None:
-        command = [sys.executable, "-c", CHILD, server.url, str(tasks), str(load_s)]
+    def __init__(self, server: RedisServer, number: int, *, tasks: int, lease_s: float, first_s: float) -> None:
+        command = [sys.executable, "-c", CHILD, server.url, str(tasks), str(lease_s), str(first_s)]
         self.processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(number)
         ]
@@ -56,7 +57,7 @@ class Children:
             process.stdin.flush()
 
     def outcomes(self) -> Counter:
-        return Counter(process.communicate(timeout=20)[0].strip() for process in self.processes)
+        return Counter(process.communicate(timeout=60)[0].strip() for process in self.processes)
 
     def stop(self) -> None:
         for process in self.processes:
@@ -79,7 +80,7 @@ def children():
 
 def test_four_processes_load_a_cold_key_once(server, children):
     """400 callers in 4 processes cost one load, and all get its value."""
-    group = children(server, 4, tasks=100, load_s=0.3)
+    group = children(server, 4, tasks=100, lease_s=30, first_s=0.3)
     group.go()
     assert group.outcomes() == {"done": 4}
     with server.client() as client:
@@ -88,7 +89,7 @@ def test_four_processes_load_a_cold_key_once(server, children):
 
 def test_a_killed_loader_costs_one_more_load_and_a_bounded_wait(server, children):
     """When the loading process is killed, another takes over after the lease ran out: two loads, not more."""
-    group = children(server, 4, tasks=50, load_s=0.5)
+    group = children(server, 4, tasks=50, lease_s=3, first_s=100)
     group.go()
     with server.client() as client:
         while not (runs := client.lrange("runs", 0, -1)):
@@ -96,7 +97,7 @@ def test_a_killed_loader_costs_one_more_load_and_a_bounded_wait(server, children
         killed_at = CLOCK.monotonic()
         os.kill(int(runs[0]), signal.SIGKILL)
         assert group.outcomes() == {"done": 3, "": 1}
-        assert CLOCK.monotonic() - killed_at < 1.0 + 0.5 + 2.0
+        assert CLOCK.monotonic() - killed_at < 3 + 0.3 + 10  # and not `lease_wait_max`
         assert client.llen("runs") == 2
 
 
@@ -163,7 +164,7 @@ async def test_a_failed_load_lets_the_next_process_try_at_once(open_cache):
     await asyncio.wait([task])
     with pytest.raises(UnencodableValue):
         await a.get_or_load("odd", lambda: (1, 2))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for key in ("failed", "cancelled", "odd"):
             assert await b.get_or_load(key, lambda: 1) == 1
 
@@ -174,7 +175,7 @@ async def open_leases(server):
     opened = []
 
     async def open_one(*, lease_s: float) -> Leases:
-        remote = Remote(RemoteConfig(url=server.url), RemoteWatcher(), rng=random.random)
+        remote = Remote(RemoteConfig(url=server.url, **PATIENT), RemoteWatcher(), rng=random.random)
         await remote.open()
         leases = Leases(remote, lease_s=lease_s, token=lambda: random.randbytes(8), rng=random.random)
         opened.append((leases, remote))
@@ -186,7 +187,7 @@ async def open_leases(server):
         await remote.close()
 
 
-async def claim(leases: Leases, opened=None, *, patience_s: float = 5) -> Claim:
+async def claim(leases: Leases, opened=None, *, patience_s: float = 20) -> Claim:
     async def nothing(data: object) -> None:
         return None
 
@@ -232,12 +233,12 @@ async def test_a_lost_lease_is_not_renewed(open_leases):
     one, other = await open_leases(lease_s=1), await open_leases(lease_s=1)
     assert isinstance((await claim(one)).right, Lease)  # and is gone with this line
 
-    assert isinstance((await claim(other, patience_s=5)).right, Lease)
+    assert isinstance((await claim(other)).right, Lease)
 
 
 async def test_a_long_load_keeps_its_lease(open_cache, server):
     """The lease is renewed while its holder lives, so a load may take longer than the lease lasts."""
-    a, b = await open_cache(remote={"lease": 0.3}), await open_cache(remote={"lease": 0.3})
+    a, b = await open_cache(remote={"lease": 3}), await open_cache(remote={"lease": 3})
     gate = asyncio.Event()
 
     async def load() -> int:
@@ -249,7 +250,7 @@ async def test_a_long_load_keeps_its_lease(open_cache, server):
     second = asyncio.get_running_loop().create_task(b.get_or_load("k", lambda: pytest.fail("loaded twice")))
     with server.client() as client:
         renewed = 0
-        while renewed < 12:
+        while renewed < 5:  # one a second
             before = client.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"]
             await until(
                 lambda n=before: client.info("commandstats").get("cmdstat_pexpire", {"calls": 0})["calls"] > n,
@@ -293,6 +294,7 @@ async def test_a_refresh_runs_in_one_process(open_cache):
         return runs
 
     await a.get_or_load("k", load)
+    await settled(b)  # what b reads before it has heard of this write is not kept
     await b.get("k")
     await until(
         lambda: all(cache.entry_lookup("k").attention_at < cache.now() for cache in (a, b)), "both want renewal"

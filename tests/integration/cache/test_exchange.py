@@ -8,7 +8,7 @@ from msgspec import UNSET
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.errors import CacheUnavailable
-from tests.redis_servers import CLOCK, until
+from tests.redis_servers import CLOCK, PATIENT, until
 
 POLICIES = [CachePolicy(match="b:*", strategy=Strategy.WRITE_BEHIND, jitter=0), CachePolicy(ttl=60, jitter=0)]
 SWAPS = ("EVALSHA", "EVAL")
@@ -21,7 +21,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Cache, Cac
         url = request.getfixturevalue("start_redis")().url
     else:
         url = request.getfixturevalue("start_cluster")(primaries=3, replicas=0).url
-    remote = RemoteConfig(url=url)
+    remote = RemoteConfig(url=url, **PATIENT)
     async with Cache(remote=remote, policies=POLICIES) as one, Cache(remote=remote, memory=None) as two:
         yield one, two
 
@@ -151,7 +151,7 @@ async def test_a_stale_values_tags_go_with_it(pair):
 async def test_tags_that_cannot_be_read_are_no_reason_to_begin_anew(start_cluster):
     """With the node of a value's tag away, an update says so instead of counting from nothing."""
     cluster = start_cluster(primaries=3, replicas=0)
-    remote = RemoteConfig(url=cluster.url, timeout=0.3, connect_timeout=0.3)
+    remote = RemoteConfig(url=cluster.url, **PATIENT)
     async with Cache(remote=remote, policies=POLICIES) as cache:
         shared = cache._shared
         await cache.set("n", 41, tags=["t"])
@@ -183,7 +183,7 @@ async def test_an_update_among_a_stream_of_queued_writes_is_carried_out(pair):
 
     writing = asyncio.get_running_loop().create_task(write())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await one.flush()
             assert await one.update("n", Counter()) == 1
     finally:

@@ -43,6 +43,20 @@ def test_none_is_a_value():
     assert cache.get("other", "absent") == "absent"
 
 
+def test_a_peek_leaves_no_trace(clock):
+    """It finds what a read would find, but is counted neither as a hit or a miss nor as a use."""
+    cache = MemoryCache(2, ttl=10, policy="lru", clock=clock)
+    cache.set("old", 1)
+    cache.set("new", 2)
+    before = cache.statistics()
+    assert (cache.peek("old"), cache.peek("absent"), cache.peek("absent", 0)) == (1, None, 0)
+    assert cache.statistics() == before
+    cache.set("newest", 3)
+    assert "old" not in cache
+    clock.advance(10)
+    assert cache.peek("new") is None
+
+
 def test_a_ttl_of_zero_is_not_stored_and_removes_what_was_there():
     """Zero means expired at once, not the default."""
     cache = MemoryCache()

@@ -1,5 +1,7 @@
 """This process's own copies: what is kept, for how long, and what a refused write leaves behind."""
 
+import pytest
+
 from headrace.cache.config import MemoryConfig
 from headrace.cache.entry import Entry
 from headrace.cache.near import Near, Write
@@ -67,3 +69,41 @@ def test_limited_freshness_holds_for_what_comes_next(clock):
     assert near.install("k", entry(1, clock.monotonic()), during, CachePolicy()) is False
     near.install("k", entry(1, clock.monotonic()), near.epoch("k"), CachePolicy())
     assert near.lookup("k").fresh_until == clock.monotonic() + 100
+
+
+@pytest.mark.parametrize("how", ["write", "load"])
+def test_what_was_fetched_before_a_write_that_was_not_kept_is_turned_away(clock, how):
+    """A read from between a change elsewhere and our own write, which is slower than that write, is not kept: it is
+    older than what is shared now, and the echo of our write would not drop it."""
+    near, policy = Near(MemoryConfig(), clock, is_copy=True), CachePolicy()
+    (writing,) = near.begin_writes(["k"])
+    near.forget(["k"])
+    reading = near.epoch("k")
+    if how == "write":
+        near.end_writes([Write("k", entry("ours", clock.monotonic()), writing, policy)])
+    else:
+        near.drop("k")
+    assert near.install("k", entry("theirs, from before", clock.monotonic()), reading, policy) is False
+    assert near.lookup("k") is None
+
+
+def test_what_was_fetched_before_a_renewal_is_turned_away(clock):
+    """A slow read that brings what was shared before a renewal does not take the place of the renewed value; nor does
+    looking at what is held count as a hit."""
+    near, policy, now = Near(MemoryConfig(), clock, is_copy=True), CachePolicy(), clock.monotonic()
+    old, renewed = entry("old", now), entry("renewed", now)
+    old.version, renewed.version = 1, 2
+    slow = near.epoch("k")
+    assert near.install("k", old, near.epoch("k"), policy) is True
+    assert near.install("k", renewed, near.epoch("k"), policy) is True
+    assert near.install("k", old, slow, policy) is False
+    assert near.statistics().hits == 0
+    assert near.lookup("k") is renewed
+
+
+def test_reads_of_one_value_at_once_are_all_kept(clock):
+    """Two reads of a cold key that bring the same version do not turn each other away."""
+    near, now = Near(MemoryConfig(), clock, is_copy=True), clock.monotonic()
+    first, second = near.epoch("k"), near.epoch("k")
+    assert near.install("k", entry("v", now), first, CachePolicy()) is True
+    assert near.install("k", entry("v", now), second, CachePolicy()) is True

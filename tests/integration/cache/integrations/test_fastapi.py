@@ -40,7 +40,7 @@ def application(**options: object) -> FastAPI:
 
 def test_handlers_and_sockets_get_the_open_cache(server):
     """It opens with the application, serves requests and web sockets, and closes with it."""
-    cache = Cache(remote=RemoteConfig(url=server.url))
+    cache = Cache(remote=RemoteConfig(url=server.url, timeout=20, connect_timeout=20))
     with TestClient(application(lifespan=lifespan(cache))) as client:
         assert [client.get("/double/4").json() for _ in range(2)] == [{"value": 8, "loads": 1}] * 2
         with client.websocket_connect("/get") as socket:

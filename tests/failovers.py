@@ -2,8 +2,9 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -13,7 +14,7 @@ import psycopg
 
 from headrace.database import Database, ShardConfig
 from headrace.embedded import EmbeddedPostgres, started
-from headrace.errors import DatabaseUnavailable, OutcomeUnknown
+from headrace.errors import DatabaseUnavailable, OutcomeUnknown, Overloaded
 
 WRITES_A_SECOND = 200
 
@@ -24,33 +25,70 @@ def ask(server: EmbeddedPostgres, sql: str):
         return cursor.fetchall() if cursor.description else []
 
 
-def family_of(server: EmbeddedPostgres) -> list[psutil.Process]:
-    """All of its processes."""
-    postmaster = psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
-    return [postmaster, *postmaster.children(recursive=True)]
+def postmaster_of(server: EmbeddedPostgres) -> psutil.Process:
+    """The parent of all of its processes."""
+    return psutil.Process(int((server.directory / "data" / "postmaster.pid").read_text().split()[0]))
+
+
+def stop_family(server: EmbeddedPostgres) -> list[psutil.Process]:
+    """All of its processes, stopped: the postmaster first, which then starts no other."""
+    postmaster = postmaster_of(server)
+    stop(postmaster)
+    family = [postmaster, *postmaster.children(recursive=True)]
+    for process in family[1:]:
+        with suppress(psutil.NoSuchProcess):
+            stop(process)
+    return family
+
+
+def stop(process: psutil.Process) -> None:
+    """From the return on it does nothing more."""
+    process.suspend()
+    while process.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE}:
+        time.sleep(0.001)
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    """Send it, unless the process has ended by itself."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 @contextmanager
 def frozen(server: EmbeddedPostgres) -> Iterator[None]:
     """All of its processes stopped, so that it neither answers nor hangs up."""
-    family = family_of(server)
-    for process in family:
-        process.suspend()
+    family = stop_family(server)
     try:
         yield
     finally:
         for process in family:
-            process.resume()
+            _signal(process, signal.SIGCONT)
 
 
 def kill(server: EmbeddedPostgres) -> None:
     """SIGKILL for all of its processes at once."""
-    family = family_of(server)
+    family = stop_family(server)
     for process in family:
-        process.suspend()
-    for process in family:
-        process.send_signal(signal.SIGKILL)
-    psutil.wait_procs(family, timeout=5)
+        _signal(process, signal.SIGKILL)
+    psutil.wait_procs(family, timeout=30)
+
+
+def hold_commits_for(server: EmbeddedPostgres | str, standbys: str) -> None:
+    """From the return on every commit waits for these standbys, or, with none, for nobody.
+
+    A new backend inherits the setting from a postmaster that has told all others of it; the checkpointer, which lets
+    the commits wait, has read it by the end of a checkpoint that was asked for afterwards.
+    """
+    url = server if isinstance(server, str) else server.url
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{standbys}'".encode())
+        connection.execute("SELECT pg_reload_conf()")
+    is_told = False
+    while not is_told:
+        with psycopg.connect(url, autocommit=True) as connection:
+            is_told = connection.execute("SHOW synchronous_standby_names").fetchone() == (standbys,)
+            if is_told:
+                connection.execute("CHECKPOINT")
 
 
 def together(*servers: EmbeddedPostgres) -> str:
@@ -86,8 +124,7 @@ def pair(directory: Path, *, synchronous: bool) -> Iterator[Pair]:
         for server in (first, other):
             ask(server, "CREATE TABLE notes (n int)")
         if synchronous:
-            ask(first, "ALTER SYSTEM SET synchronous_standby_names = '*'")
-            ask(first, "SELECT pg_reload_conf()")
+            hold_commits_for(first, "*")
         yield Pair(first, second, other)
 
 
@@ -111,7 +148,7 @@ async def write(database: Database, key: str, n: int, load: Load, *, grouped: bo
         load.took_s.append(loop.time() - began)
     except OutcomeUnknown:
         load.unknown.add(n)
-    except DatabaseUnavailable:
+    except (DatabaseUnavailable, Overloaded):
         load.refused.add(n)
 
 

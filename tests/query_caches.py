@@ -1,10 +1,11 @@
 """Queries, tables and helpers of the tests of the query cache."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from headrace.cache import Cache
@@ -17,6 +18,7 @@ from headrace.database import (
 )
 from headrace.embedded import EmbeddedPostgres
 from headrace.events import Event
+from tests.stale_reads import ALONE
 
 LONG = QueryPolicy(staleness_max=60.0, ttl=600.0)
 """Young enough for every test: only an invalidation makes such a result outdated."""
@@ -57,11 +59,36 @@ class Notes:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until it holds, ten seconds at most."""
-    async with asyncio.timeout(10):
+def renew(url: str) -> None:
+    """The tables above, new, and nobody who is still at work on those from before."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(ALONE)
+        connection.execute(SCHEMA.encode())
+
+
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def until_read(read: Callable[[], Awaitable[object]], value: object) -> None:
+    """Ask until the answer is this one."""
+    async with asyncio.timeout(30):
+        while await read() != value:
+            await asyncio.sleep(0.002)
+
+
+async def read_in_time(read: Callable[[], Awaitable[object]], value: object, *, bound_s: float) -> None:
+    """From now on the answer is this one for whoever asks later than after the bound, however long he waits for it."""
+    loop = asyncio.get_running_loop()
+    since = asked = loop.time()
+    async with asyncio.timeout(30):
+        while await read() != value:
+            assert asked - since <= bound_s
+            await asyncio.sleep(0.001)
+            asked = loop.time()
 
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -103,7 +130,17 @@ async def follow(database: Database, sql: str = ITEM, *params: object) -> None:
     await database.fetch(sql, *params, cache=STREAMED)
     await until(lambda: stats(database).shards["pg"].invalidation == "change stream")
     # What was read before the stream began is used while it is young, and then read again.
-    loads, deadline = stats(database).loads, asyncio.get_running_loop().time() + 2 * STREAMED.staleness_max
-    while stats(database).loads == loads and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.005)
-        await database.fetch(sql, *params, cache=STREAMED)
+    await old_hit(database, STREAMED, sql, *params)
+
+
+async def old_hit(database: Database, policy: QueryPolicy, sql: str, *params: object) -> None:
+    """Ask until a result that is twice as old as the bound has answered: only the stream can vouch for it."""
+    now = asyncio.get_running_loop().time
+    async with asyncio.timeout(60):
+        loads, since, asked = -1, now(), now()
+        while stats(database).loads != loads or asked - since < 2 * policy.staleness_max:
+            if stats(database).loads != loads:
+                loads, since = stats(database).loads, now()
+            await asyncio.sleep(0.005)
+            asked = now()
+            await database.fetch(sql, *params, cache=policy)

@@ -1,7 +1,9 @@
 """Postgres killed in the middle of grouped writes: what each caller was told is true."""
 
 import asyncio
+import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from headrace.database import Database, DatabaseConfig, ShardConfig
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import DatabaseUnavailable, HeadraceError, OutcomeUnknown, Overloaded
+from tests.failovers import postmaster_of, stop
 
 KILLS = 3
 BOUND_S = 60.0
@@ -27,11 +30,23 @@ def postgres(tmp_path: Path) -> Iterator[EmbeddedPostgres]:
 
 
 def kill_a_backend(postgres: EmbeddedPostgres) -> None:
-    """SIGKILL to a client's backend: Postgres ends all others and recovers from its log, as after a power cut."""
-    postmaster = psutil.Process(int((postgres.directory / "data" / "postmaster.pid").read_text().split()[0]))
-    backends = [child for child in postmaster.children() if "headrace headrace" in " ".join(child.cmdline())]
-    if backends:
-        backends[0].send_signal(signal.SIGKILL)
+    """SIGKILL to a client's backend that writes: Postgres ends all others and recovers from its log, as after a power
+    cut."""
+    ends = time.monotonic() + BOUND_S
+    while not any(is_killed_at_work(child) for child in postmaster_of(postgres).children()):
+        assert time.monotonic() < ends, "no backend wrote anything"
+
+
+def is_killed_at_work(child: psutil.Process) -> bool:
+    """A backend is killed if it stands still in the middle of a statement; what it says of itself is its title."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if "headrace headrace" not in " ".join(child.cmdline()):
+            return False
+        stop(child)
+        is_at_work = " ".join(child.cmdline()).split()[-1] in {"INSERT", "COMMIT"}
+        child.send_signal(signal.SIGKILL if is_at_work else signal.SIGCONT)
+        return is_at_work
+    return False
 
 
 async def test_what_every_caller_was_told_is_true_after_a_crash(postgres: EmbeddedPostgres) -> None:

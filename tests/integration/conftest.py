@@ -25,7 +25,7 @@ def postgres_urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[st
 def database_config(postgres_urls: tuple[str, str]) -> DatabaseConfig:
     """Two shards."""
     shards = tuple(ShardConfig(name=f"shard-{index}", dsn=url) for index, url in enumerate(postgres_urls))
-    return DatabaseConfig(shards=shards, connections_max=4)
+    return DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=20.0)
 
 
 @pytest.fixture

@@ -9,7 +9,15 @@ import pytest
 from headrace.clock import SystemClock
 from headrace.database import Database
 from headrace.database.migrations import Migration, migrate
-from headrace.errors import CallerError, ConfigError, NotOpen, Overloaded, StatementFailed, StatementTimeout
+from headrace.errors import (
+    CallerError,
+    ConfigError,
+    HeadraceError,
+    NotOpen,
+    Overloaded,
+    StatementFailed,
+    StatementTimeout,
+)
 from headrace.events import Event, MigrationApplied, ShardUnavailable, Silent
 
 
@@ -92,9 +100,9 @@ async def test_a_refused_statement_names_its_constraint(database):
 
 async def test_a_statement_over_its_limit_is_cut_off(database_config):
     """The server enforces the limit; the connection stays usable."""
-    async with Database(replace(database_config, statement_timeout_s=0.05)) as database:
+    async with Database(replace(database_config, statement_timeout_s=2.0)) as database:
         with pytest.raises(StatementTimeout):
-            await database.fetch("SELECT pg_sleep(10)", key=1)
+            await database.fetch("SELECT pg_sleep(600)", key=1)
         assert await database.fetch_value("SELECT 1", key=1) == 1
 
 
@@ -128,15 +136,29 @@ async def test_a_failing_migration_leaves_nothing(database):
 async def test_a_pool_whose_connections_are_all_busy_is_overloaded(database_config):
     """The shard is well and stays so in the statistics; nobody is told that it went away."""
     notes = Notes()
-    config = replace(database_config, connections_max=1, acquire_timeout_s=0.1)
+    config = replace(database_config, connections_max=1, acquire_timeout_s=2.0)
     async with Database(config, observer=notes) as database:
         async with database.transaction(key=1) as transaction:
             await transaction.fetch("SELECT 1")
-            with pytest.raises(Overloaded, match=r"1 busy connections.* within 0\.1 s"):
+            with pytest.raises(Overloaded, match=r"1 busy connections.* within 2 s"):
                 await database.fetch("SELECT 1", key=1, read_only=True)
             await database.nodes[database.locate(1).shard].probe()
         assert all(shard.available for shard in database.statistics().shards.values())
         assert await database.fetch_value("SELECT 1", key=1) == 1
+    assert not [event for event in notes.events if isinstance(event, ShardUnavailable)]
+
+
+async def test_closing_under_a_statement_tells_of_no_outage(database_config):
+    """Its connection is cut, by us: the shard is well, and nobody is to be called for it."""
+    notes = Notes()
+    async with Database(database_config, observer=notes) as database:
+        node = database.nodes[database.locate(1).shard]
+        asked = asyncio.gather(database.fetch("SELECT pg_sleep(25)", key=1, read_only=True), return_exceptions=True)
+        async with asyncio.timeout(20):
+            while not node.busy:
+                await asyncio.sleep(0.01)
+    [answer] = await asked
+    assert isinstance(answer, HeadraceError)
     assert not [event for event in notes.events if isinstance(event, ShardUnavailable)]
 
 

@@ -215,11 +215,11 @@ class Ids:
         return self._database.nodes[self._database.shard_map.home]
 
     async def _acquire(self) -> None:
-        asked_at = self._clock.monotonic()
         owner = uuid.uuid4()
         async with self._home.transaction() as transaction:
             await transaction.fetch("SELECT pg_advisory_xact_lock($1)", _LOCK)
             await transaction.execute(_TABLE)
+            asked_at = self._clock.monotonic()  # not sooner: by how long others hold this up its ids would be ahead
             rows = await transaction.fetch(_ACQUIRE, owner, self._lease_ms)
         if not rows:
             raise IdsUnavailable(

@@ -51,6 +51,8 @@ class MapKeeper:
         self._clock = clock
         self._observer = observer
         self._looks: dict[str, asyncio.Task[None]] = {}
+        self._due: set[str] = set()
+        """Shards that are to be looked at from now on."""
 
     async def agree(self) -> None:
         """Compare with every shard that is reached, before one of them is told to keep what another would refuse.
@@ -110,8 +112,11 @@ class MapKeeper:
         """Look at every shard that is reached, for at most two seconds: take over a newer map, hand on ours."""
         loop = asyncio.get_running_loop()
         for name, node in self._nodes.items():
+            if not node.available:
+                continue
+            self._due.add(name)  # a look that is under way may have been answered before what we are to see
             look = self._looks.get(name)
-            if node.available and (look is None or look.done()):
+            if look is None or look.done():
                 self._looks[name] = loop.create_task(self._look(node))
         pending = [look for look in self._looks.values() if not look.done()]
         if pending:
@@ -152,13 +157,15 @@ class MapKeeper:
         return {name for name, node in self._nodes.items() if node.available}
 
     async def _look(self, node: Node) -> None:
-        try:
-            epoch = await read_epoch(node)
-            if epoch is not None and epoch != self.shard_map.epoch:
-                await self.keep(node)
-        except HeadraceError:
-            # A shard that does not answer, or may not be written to, is looked at again when the next look is due.
-            return
+        while node.name in self._due:
+            self._due.discard(node.name)
+            try:
+                epoch = await read_epoch(node)
+                if epoch is not None and epoch != self.shard_map.epoch:
+                    await self.keep(node)
+            except HeadraceError:
+                # A shard that does not answer, or may not be written to, is looked at again when the next look is due.
+                return
 
     def _take(self, shard_map: ShardMap) -> None:
         if shard_map.epoch > self.shard_map.epoch:

@@ -12,7 +12,7 @@ from headrace.errors import CallerError, DatabaseUnavailable, StatementFailed, S
 @pytest.fixture
 async def one(database, database_config):
     """One shard, one connection: whoever comes next has it."""
-    config = DatabaseConfig(shards=database_config.shards[:1], connections_max=1, slots=1)
+    config = DatabaseConfig(shards=database_config.shards[:1], connections_max=1, slots=1, acquire_timeout_s=20.0)
     await database.nodes["shard-0"].execute("DROP TABLE IF EXISTS headrace_shard_map")
     async with Database(config) as one:
         await one.execute("CREATE TABLE t (k int PRIMARY KEY, v text)")
@@ -34,8 +34,10 @@ async def inside(database, sql):
 
 
 STATE = """
-SELECT coalesce(current_setting('a.b', true), ''), (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'),
+SELECT coalesce(current_setting('a.b', true), ''),
+       (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
        to_regclass('pg_temp.mine'), (SELECT count(*) FROM pg_listening_channels())"""
+ANYBODYS_LOCKS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,9 @@ async def test_what_a_caller_does_to_its_session_ends_with_its_loan(one, sql, ho
     await how(one, sql)
 
     assert tuple(await one.fetch_one(STATE)) == ("", 0, None, 0)
+    async with asyncio.timeout(20):
+        while await one.fetch_value(ANYBODYS_LOCKS):  # a session that was closed ends in its own time
+            await asyncio.sleep(0.01)
 
 
 async def test_a_setting_for_a_transaction_is_not_that_of_a_shared_trip(one):
@@ -145,7 +150,7 @@ async def test_a_connection_that_died_before_the_commit_left_nothing(one, databa
             await transaction.execute("INSERT INTO t VALUES (1)")
             pid = (await transaction.fetch("SELECT pg_backend_pid()"))[0][0]
             node = database.nodes["shard-0"]
-            await node.fetch("SELECT pg_terminate_backend($1, 10000)", (pid,))
+            assert (await node.fetch("SELECT pg_terminate_backend($1, 25000)", (pid,)))[0][0]
 
     with pytest.raises(DatabaseUnavailable) as caught:
         await idles()

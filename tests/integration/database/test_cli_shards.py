@@ -27,7 +27,9 @@ def shards(postgres_urls, tmp_path):
     tables = "".join(
         f'[[database.shards]]\nname = "shard-{n}"\ndsn = "{url}"\n' for n, url in enumerate(postgres_urls)
     )
-    file.write_text(f'{tables}[database.tables]\norders = {{ key = "tenant_id" }}\n')
+    file.write_text(
+        f'[database]\nacquire_timeout_s = 20.0\n{tables}[database.tables]\norders = {{ key = "tenant_id" }}\n'
+    )
     return lambda *arguments, config=file: headrace("shards", "--config", str(config), *arguments)
 
 
@@ -38,7 +40,7 @@ def headrace(*arguments):
         [sys.executable, "-m", "headrace", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env=environment,
         check=False,
     )

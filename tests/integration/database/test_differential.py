@@ -45,6 +45,7 @@ async def database(request: pytest.FixtureRequest, twins: Twins) -> AsyncIterato
         shards=tuple(ShardConfig(name=name, dsn=url) for name, url in twins.shards.items()),
         tables=TABLES,
         connections_max=3,
+        acquire_timeout_s=20.0,
         block_rows=25,
         **STRATEGIES[request.param],
     )
@@ -168,7 +169,9 @@ async def test_statements_at_random_are_answered_as_a_single_postgres_does(twins
     empty_maps(twins)
     fill(twins.single, rows)
     async with (
-        Database(DatabaseConfig(shards=shards, tables=TABLES, connections_max=3, block_rows=7)) as database,
+        Database(
+            DatabaseConfig(shards=shards, tables=TABLES, connections_max=3, acquire_timeout_s=20.0, block_rows=7)
+        ) as database,
         await psycopg.AsyncConnection.connect(twins.single, autocommit=True) as connection,
     ):
         fill_shards(database, twins, rows)

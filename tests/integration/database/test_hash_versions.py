@@ -40,7 +40,7 @@ def config(server: EmbeddedPostgres) -> DatabaseConfig:
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-    return DatabaseConfig(shards=(ShardConfig(name="a", dsn=server.url),), connections_max=2)
+    return DatabaseConfig(shards=(ShardConfig(name="a", dsn=server.url),), connections_max=2, acquire_timeout_s=20.0)
 
 
 def step(rng: random.Random) -> datetime.timedelta:

@@ -20,7 +20,8 @@ from headrace.errors import NotOpen
 
 async def main():
     shards = tuple(ShardConfig(name=f"shard-{n}", dsn=url) for n, url in enumerate(sys.argv[1:]))
-    async with Database(DatabaseConfig(shards=shards)) as database, Ids(database) as ids:
+    config = DatabaseConfig(shards=shards, acquire_timeout_s=20.0)
+    async with Database(config) as database, Ids(database, lease_s=300.0) as ids:
         print(ids.node, flush=True)
         for _ in range(20):
             print(*await ids.take(500))
@@ -56,12 +57,13 @@ async def test_processes_never_make_the_same_id(database, postgres_urls):
         )
         for _ in range(3)
     ]
-    nodes, made, forks = [], [], []
-    for maker in makers:
-        nodes.append(int(await maker.stdout.readline()))
-        for _ in range(20):
-            made += map(int, (await maker.stdout.readline()).split())
-        forks.append(await maker.stdout.readline())
+
+    async def told(maker):
+        return [await maker.stdout.readline() for _ in range(22)]
+
+    lines = await asyncio.gather(*map(told, makers))  # none of them waits for another to be read
+    nodes, forks = [int(each[0]) for each in lines], [each[-1] for each in lines]
+    made = [int(number) for each in lines for line in each[1:-1] for number in line.split()]
     for maker in makers:
         await maker.communicate(b"\n")
         assert maker.returncode == 0
@@ -74,7 +76,7 @@ async def test_processes_never_make_the_same_id(database, postgres_urls):
 async def test_a_number_that_was_given_back_starts_above_its_last_id(database):
     """It is free at once, or when time has caught up with a burst; its next holder repeats no id of the one before."""
     made, holders = [], 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while holders < 3:
             async with Ids(database) as ids:
                 if ids.node == 0:
@@ -84,14 +86,40 @@ async def test_a_number_that_was_given_back_starts_above_its_last_id(database):
 
 
 async def test_ids_are_roughly_in_the_order_of_time(database):
-    """Of two processes, an id that is made a tenth of a second later is larger."""
-    async with Ids(database) as one, Ids(database) as other:
+    """Of two processes, an id that is made a tenth of a second later is larger; but for how long a lease took."""
+    now = asyncio.get_running_loop().time
+    began = now()
+    async with Ids(database, lease_s=300.0) as one, Ids(database, lease_s=300.0) as other:
+        took_s = now() - began
         for maker, later in ((one, other), (other, one)):
-            earlier = parts_of(await maker.next()).ms
-            async with asyncio.timeout(5):
-                while parts_of(following := await later.next()).ms < earlier + 100:
+            asked = now()
+            earlier = await maker.next()
+            made = now()
+            while now() < made + 0.1 + took_s:
+                await asyncio.sleep(0.01)
+            following = await later.next()
+            assert following > earlier
+            assert parts_of(following).ms - parts_of(earlier).ms < (now() - asked + took_s) * 1000 + 100
+
+
+async def test_waiting_for_a_lease_does_not_set_its_clock_ahead(database):
+    """Its time begins when it is asked for, which others who lease at the same moment may hold up for long."""
+    home, clock = database.nodes[database.shard_map.home], FakeClock()
+    waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+    async def made_late():
+        async with Ids(database, clock=clock, lease_s=300.0) as ids:
+            return await ids.next()
+
+    async with Ids(database) as first, asyncio.TaskGroup() as group:
+        async with home.transaction() as holder:
+            await holder.fetch("SELECT pg_advisory_xact_lock($1)", 0x69647300)
+            late = group.create_task(made_late())
+            async with asyncio.timeout(20):
+                while not (await holder.fetch(waits))[0][0]:
                     await asyncio.sleep(0.01)
-            assert following > await maker.next() - (200 << 22)
+            clock.advance(100.0)
+        assert parts_of(await late).ms < parts_of(await first.next()).ms + 90_000
 
 
 async def test_a_process_that_was_paused_too_long_makes_nothing_under_its_old_number(database):
@@ -99,7 +127,7 @@ async def test_a_process_that_was_paused_too_long_makes_nothing_under_its_old_nu
     clock, notes = FakeClock(), Notes()
     async with Ids(database, lease_s=1.0, wait_max_s=0.0, clock=clock, observer=notes) as paused:
         before = await paused.next()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:  # it neither renews nor wakes: its clock stands still
                 async with Ids(database) as other:
                     if other.node == 0:
@@ -116,26 +144,32 @@ async def test_a_process_that_was_paused_too_long_makes_nothing_under_its_old_nu
 async def test_ids_are_refused_when_the_lease_cannot_be_renewed(database):
     """Until the lease ends they are made, afterwards refused, and made again when it can be renewed."""
     home = database.nodes[database.shard_map.home]
-    async with Ids(database, lease_s=1.0, wait_max_s=0.1) as ids:
+    clock = FakeClock()
+    async with Ids(database, lease_s=1.0, wait_max_s=0.1, clock=clock) as ids:
         await home.execute("ALTER TABLE headrace_id_nodes RENAME TO elsewhere")
+        clock.advance(0.9)
         assert await ids.next() > 0
-        refused = None
-        async with asyncio.timeout(10):
-            while refused is None:
-                try:
-                    await ids.next()
-                    await asyncio.sleep(0.01)
-                except IdsUnavailable as error:
-                    refused = error.message
-        assert refused == "No id can be made within 0.1 s: the lease of node number 0 ended and was not renewed."
+        clock.advance(0.1)
+        asked = asyncio.gather(ids.next(), return_exceptions=True)
+        while not asked.done():
+            await asyncio.sleep(0)
+            clock.advance(0.05)
+        [refused] = await asked
+        assert isinstance(refused, IdsUnavailable)
+        assert (
+            refused.message == "No id can be made within 0.1 s: the lease of node number 0 ended and was not renewed."
+        )
         await home.execute("ALTER TABLE elsewhere RENAME TO headrace_id_nodes")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
-                try:
-                    assert await ids.next() > 0
-                    break
-                except IdsUnavailable:
+                asked = asyncio.gather(ids.next(), return_exceptions=True)
+                while not asked.done():
                     await asyncio.sleep(0.01)
+                    clock.advance(0.05)
+                [answer] = await asked
+                if not isinstance(answer, IdsUnavailable):
+                    assert answer > 0
+                    break
 
 
 async def test_there_is_no_thousand_and_twenty_fifth(database):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import psycopg
 import pytest
 
-from headrace.database import Database, KeyRange, ListedKey, Sharded
+from headrace.database import Database, KeyRange, ListedKey, Sharded, map_keeper
 from headrace.database.kept_map import read_map
 from headrace.errors import CallerError, ConfigError, DatabaseUnavailable, ShardMapOutdated, StatementFailed
 from headrace.events import ShardMapChanged
@@ -26,8 +26,8 @@ class Notes:
 
 
 async def until(condition):
-    """Wait for a condition, within ten seconds."""
-    async with asyncio.timeout(10):
+    """Wait for a condition, within half a minute."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -41,10 +41,11 @@ def empty(urls):
 
 
 @pytest.fixture
-def quick(database_config, postgres_urls):
-    """Two new shards, and processes that look for a newer map often."""
+def quick(database_config, postgres_urls, monkeypatch):
+    """Two new shards, and processes that look for a newer map often, and wait for a slow shard's answer."""
+    monkeypatch.setattr(map_keeper, "_LOOK_MAX_S", 60.0)
     empty(postgres_urls)
-    yield replace(database_config, map_look_s=0.05)
+    yield replace(database_config, map_look_s=0.05, fence_wait_s=60.0)
     empty(postgres_urls)
 
 
@@ -110,9 +111,41 @@ async def test_of_two_changes_at_once_one_is_in_force(quick):
         assert await epochs(one) == {"shard-0": 2, "shard-1": 2}
 
 
+async def test_who_was_too_late_serves_under_the_map_that_was_first(quick, monkeypatch):
+    """Also when a look at its home, the answer of which is from before, is still under way."""
+    read, decide, looked, told = map_keeper.read_epoch, map_keeper.decide_map, asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(node):
+        found = await read(node)
+        if not told.is_set():
+            looked.set()
+            await told.wait()
+        return found
+
+    async def decide_and_tell(home, following):
+        try:
+            await decide(home, following)
+        finally:
+            told.set()
+
+    config = replace(quick, map_look_s=3600.0)
+    async with Database(config) as winner, Database(config) as loser:
+        following = swapped(winner.shard_map)
+        monkeypatch.setattr(map_keeper, "read_epoch", read_slowly)
+        looking = asyncio.ensure_future(loser._keeper.refresh())
+        await looked.wait()
+        monkeypatch.setattr(map_keeper, "read_epoch", read)
+        await winner._keeper.publish(following)
+        monkeypatch.setattr(map_keeper, "decide_map", decide_and_tell)
+        with pytest.raises(ShardMapOutdated):
+            await loser._keeper.publish(swapped(loser.shard_map))
+        assert loser.shard_map == following
+        await looking
+
+
 async def test_shards_that_keep_different_maps_of_one_epoch_are_refused(quick):
     """Nobody can say which of them is right; a backup that was put back does this."""
-    async with Database(quick) as opened:
+    async with Database(replace(quick, map_look_s=3600.0)) as opened:  # it would hand on the first that is changed
         await opened.nodes["shard-1"].execute("UPDATE headrace_shard_map SET epoch = 2, slots[1] = 1 - slots[1]")
         await opened.nodes["shard-0"].execute("UPDATE headrace_shard_map SET epoch = 2")
     with pytest.raises(ConfigError, match="'shard-0' and 'shard-1' keep different maps of epoch 2"):
@@ -127,7 +160,7 @@ async def test_a_shard_that_was_not_told_is_told_by_whoever_comes(quick):
             assert second.shard_map.epoch == 5
             assert await epochs(second) == {"shard-0": 5, "shard-1": 5}
         assert first.shard_map.epoch == 1
-        assert await first._keeper.overtaken(1, timeout_s=1.0)
+        assert await first._keeper.overtaken(1, timeout_s=30.0)
         assert first.shard_map.epoch == 5
         assert not await first._keeper.overtaken(5, timeout_s=0.05)
 

@@ -22,7 +22,20 @@ from headrace.database import (
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import CallerError, NotOpen
 from headrace.events import QueryNotCached
-from tests.query_caches import ITEM, LONG, MAJORS, SCHEMA, STREAMED, Notes, cached, follow, postgres, stats, until
+from tests.query_caches import (
+    ITEM,
+    LONG,
+    MAJORS,
+    STREAMED,
+    Notes,
+    cached,
+    follow,
+    postgres,
+    renew,
+    stats,
+    until,
+    until_read,
+)
 from tests.redis_servers import RedisServer
 
 
@@ -36,8 +49,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def url(server: EmbeddedPostgres) -> str:
     """Its database, with the tables above."""
-    with psycopg.connect(server.url, autocommit=True) as connection:
-        connection.execute(SCHEMA)
+    renew(server.url)
     return server.url
 
 
@@ -323,15 +335,17 @@ async def test_a_flushed_redis_costs_loads_and_nothing_else(
 ) -> None:
     """What a result saw travels with it; nothing that Redis forgets makes an old one new."""
     async with Cache(remote=RemoteConfig(url=redis.url)) as cache, cached(url, cache=cache) as database:
+
+        async def name() -> object:
+            return (await database.fetch(ITEM, 1, cache=STREAMED))[0].name
+
         for number in range(10):
             await follow(database, ITEM, 1)
             outside.execute(f"UPDATE items SET name = 'v{number}' WHERE id = 1")
             redis.call("FLUSHALL")
-            async with asyncio.timeout(5):
-                while (await database.fetch(ITEM, 1, cache=STREAMED))[0].name != f"v{number}":
-                    await asyncio.sleep(0.002)
+            await until_read(name, f"v{number}")
             redis.call("FLUSHALL")
-            assert (await database.fetch(ITEM, 1, cache=STREAMED))[0].name == f"v{number}"
+            assert await name() == f"v{number}"
         assert stats(database).loads >= 10
 
 
@@ -481,10 +495,9 @@ async def test_closing_tells_those_who_wait(url: str, outside: psycopg.Connectio
         await database.fetch(ITEM, 1, cache=LONG)
         outside.execute("BEGIN; LOCK items IN ACCESS EXCLUSIVE MODE")
         waiting = asyncio.get_running_loop().create_task(database.fetch(ITEM, 2, cache=LONG))
-        locks = "SELECT 1 FROM pg_locks WHERE NOT granted"
-        async with asyncio.timeout(5):
-            while not outside.execute(locks).fetchall():
-                await asyncio.sleep(0.01)
+        # The change stream may wait for a stronger lock on the table, to publish it.
+        locks = "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'"
+        await until(lambda: outside.execute(locks).fetchall())
     outside.execute("ROLLBACK")
 
     with pytest.raises(NotOpen, match="closed while the query ran"):

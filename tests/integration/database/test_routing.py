@@ -31,6 +31,10 @@ SCHEMA = (
 )
 
 
+# What a Database asks its shards now and then by itself.
+OWN = "^SELECT 1$|set_config|superuser_reserved|pg_prepared_xacts|headrace_(shard_map|decisions|index_history)"
+
+
 @pytest.fixture
 def config(database_config: DatabaseConfig) -> DatabaseConfig:
     return replace(database_config, tables=TABLES, block_rows=10)
@@ -170,9 +174,9 @@ async def test_many_results_in_the_order_of_a_language_leave_a_connection_for_ra
     for node in routed.nodes.values():
         key = keys_on(routed, node.name, 1)[0]
         await node.execute(f"INSERT INTO items SELECT {key}, g, 1 FROM generate_series(1, 400) g")
-    async with Database(replace(config, connections_max=2, acquire_timeout_s=10.0)) as few:
+    async with Database(replace(config, connections_max=2, acquire_timeout_s=100.0)) as few:
         sql = "SELECT id FROM items ORDER BY to_jsonb(id), tenant"
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             found = await asyncio.gather(*(few.fetch(sql) for _ in range(4)))
     assert [len(rows) for rows in found] == [800] * 4
 
@@ -221,7 +225,7 @@ async def test_a_reader_who_is_cancelled_leaves_clean_connections(routed: Databa
     await asyncio.gather(reading, return_exceptions=True)
     for node in routed.nodes.values():
         busy = "SELECT query FROM pg_stat_activity WHERE state <> 'idle' AND datname = current_database()"
-        assert await node.fetch(f"{busy} AND pid <> pg_backend_pid()") == []
+        assert await node.fetch(f"{busy} AND pid <> pg_backend_pid() AND query !~ $1", (OWN,)) == []
     assert before <= await _backends(routed)
 
 
@@ -262,7 +266,7 @@ async def test_the_first_error_stops_the_other_shards(routed: Database, config: 
     await routed.execute("INSERT INTO items VALUES ($1, 1, 0)", bad)
     await routed.execute("INSERT INTO items VALUES ($1, 1, 1)", slow)
     sql = "SELECT CASE WHEN n = 1 THEN pg_sleep(30)::text ELSE (1 / n)::text END FROM items"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         with pytest.raises(StatementFailed, match="division by zero"):
             await routed.fetch(sql)
     running = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep%'"
@@ -272,9 +276,9 @@ async def test_the_first_error_stops_the_other_shards(routed: Database, config: 
 async def test_a_slow_shard_is_cut_off_by_its_own_limit(routed: Database, config: DatabaseConfig) -> None:
     """The statement timeout of each shard bounds the whole call."""
     await routed.execute("INSERT INTO items VALUES (1, 1, 1)")
-    async with Database(replace(config, statement_timeout_s=0.05)) as hasty:
+    async with Database(replace(config, statement_timeout_s=1.0)) as hasty:
         with pytest.raises(StatementTimeout):
-            await hasty.fetch("SELECT pg_sleep(10) FROM items")
+            await hasty.fetch("SELECT pg_sleep(20) FROM items")
 
 
 async def test_explain_says_how_a_statement_is_answered(routed: Database) -> None:
@@ -334,7 +338,7 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
             for name, stack in (("a", first), ("b", second))
         ]
         shards = tuple(ShardConfig(name=name, dsn=url) for name, url in zip("ab", urls, strict=True))
-        yield Pair(DatabaseConfig(shards=shards, tables=TABLES, acquire_timeout_s=0.3), second.close)
+        yield Pair(DatabaseConfig(shards=shards, tables=TABLES), second.close)
 
 
 async def test_a_dead_shard_fails_what_needs_it_and_nothing_else(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import psycopg
 import pytest
 
 from headrace.clock import SystemClock
@@ -14,7 +15,7 @@ KEYS = tuple(range(40))
 INSERT = f"INSERT INTO t (k) VALUES {', '.join(f'({key})' for key in KEYS)}"
 # Shards commit in the order shard-1, shard-0.
 LATE = """
-CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END';
+CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM {wait}; RETURN NEW; END';
 CREATE CONSTRAINT TRIGGER late AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
 WHEN (NEW.k IN ({keys})) EXECUTE FUNCTION late()"""
 
@@ -22,7 +23,7 @@ WHEN (NEW.k IN ({keys})) EXECUTE FUNCTION late()"""
 @pytest.fixture
 async def two(database, database_config):
     """Two shards with a sharded table."""
-    async with Database(replace(database_config, tables={"t": Sharded(key="k")})) as two:
+    async with Database(replace(database_config, tables={"t": Sharded(key="k")}, lock_timeout_s=25.0)) as two:
         await two.execute("CREATE TABLE t (k int, v int CHECK (v < 5))", everywhere=True)
         yield two
 
@@ -31,16 +32,16 @@ def first_key(two, shard):
     return next(key for key in KEYS if two.locate(key).shard == shard)
 
 
-async def slow_commit(two, shard, seconds):
-    """From now on a commit of the shard takes so long."""
-    for statement in LATE.format(seconds=seconds, keys=first_key(two, shard)).split(";\n"):
+async def slow_commit(two, shard, wait):
+    """From now on a commit of the shard waits for this call."""
+    for statement in LATE.format(wait=wait, keys=first_key(two, shard)).split(";\n"):
         await two.nodes[shard].execute(statement)
 
 
 async def committing(node):
     """The backend that commits, once there is one."""
     sql = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(15):
         while not (rows := await node.fetch(sql)):
             await asyncio.sleep(0.01)
     return rows[0].pid
@@ -59,7 +60,7 @@ async def counts(two):
 )
 async def test_a_commit_that_is_cut_is_told_with_where_the_others_are(two, shard, said, kept):
     """Each shard is named with what is known of it; what is not committed was surely undone."""
-    await slow_commit(two, shard, 20)
+    await slow_commit(two, shard, "pg_sleep(20)")
     writing = asyncio.ensure_future(two.execute(INSERT, everywhere=True))
     node = two.nodes[shard]
     await node.fetch("SELECT pg_terminate_backend($1, 10000)", (await committing(node),))
@@ -70,13 +71,15 @@ async def test_a_commit_that_is_cut_is_told_with_where_the_others_are(two, shard
     assert await counts(two) == kept
 
 
-async def test_a_caller_who_leaves_between_the_commits_does_not_stop_them(two):
+async def test_a_caller_who_leaves_between_the_commits_does_not_stop_them(two, postgres_urls):
     """Half of it would be kept, and nobody would know which."""
-    await slow_commit(two, "shard-0", 0.3)
-    writing = asyncio.ensure_future(two.execute(INSERT, everywhere=True))
-    await committing(two.nodes["shard-0"])
-
-    writing.cancel()
+    await slow_commit(two, "shard-0", "pg_advisory_xact_lock_shared(9)")
+    async with await psycopg.AsyncConnection.connect(postgres_urls[0], autocommit=True) as holder:
+        await holder.execute("SELECT pg_advisory_lock(9)")
+        writing = asyncio.ensure_future(two.execute(INSERT, everywhere=True))
+        await committing(two.nodes["shard-0"])
+        writing.cancel()
+        await asyncio.wait({writing}, timeout=0.2)
     with pytest.raises(asyncio.CancelledError):
         await writing
 

@@ -579,7 +579,7 @@ class Node:
 
     def _lost(self, reason: str) -> None:
         self.available = False
-        if self._down_since is None:
+        if self._down_since is None and not self._pool.closed:  # else it was us who hung up
             self._down_since = self._clock.monotonic()
             self._observer.on(ShardUnavailable(self.name, reason))
 

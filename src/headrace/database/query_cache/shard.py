@@ -37,6 +37,8 @@ class ShardView:
         self._written_last = float("-inf")
         self._unsettled: set[str] | None = set()
         """Own writes whose moment is not known, because the server's clock was not; None: any table."""
+        self._wrote_at = float("-inf")
+        """The last own write, on the monotonic clock."""
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
@@ -47,7 +49,8 @@ class ShardView:
                 self._note(None, self._clock[0])  # it was set back: what was read before would look younger than it is
             self._clock = (told_at, sent)
             if self._unsettled is None or self._unsettled:
-                self._settle(told_at)
+                # The write may have come after the question: the clock showed no more than this when it was committed.
+                self._settle(told_at + max(0.0, self._wrote_at - sent))
 
     def latest(self, now: float) -> float | None:
         """What the server's clock shows at most; None: not known."""
@@ -85,6 +88,7 @@ class ShardView:
     def wrote(self, tables: Iterable[str] | None, now: float) -> None:
         """This process committed a write to these tables, named without schema; None: to any."""
         moment = self.latest(now)
+        self._wrote_at = max(self._wrote_at, now)
         if moment is None:
             if tables is None or self._unsettled is None:
                 self._unsettled = None
@@ -101,9 +105,9 @@ class ShardView:
             self._written_all = self._written_last
             self._written.clear()
 
-    def _settle(self, told_at: float) -> None:
-        # It showed this after they were committed: a result that was begun later has seen them.
-        self._note(self._unsettled, told_at)
+    def _settle(self, moment: float) -> None:
+        # They were committed before it: a result that was begun later has seen them.
+        self._note(self._unsettled, moment)
         self._unsettled = set()
 
     def _saw_own_writes(self, stored: Stored) -> bool:

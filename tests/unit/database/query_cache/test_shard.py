@@ -100,6 +100,20 @@ def test_own_writes_before_the_servers_clock_is_known_are_not_forgotten():
     assert view.is_usable(stored(1000.1), POLICY, 0.2)
 
 
+def test_an_answer_that_was_asked_for_before_an_own_write_does_not_date_it_too_early(view):
+    """Its time is that of before the commit: what was begun between the two lacks the write, on a new server too."""
+    new = ShardView("s")
+    new.wrote({"items"}, 0.5)
+    new.learn(state(1000.0), 0.0)
+    view.wrote({"items"}, 1.5)
+    view.learn(state(2000.0, "1/2"), 1.0)
+
+    assert not new.is_usable(stored(1000.4), POLICY, 0.6)
+    assert new.is_usable(stored(1000.51), POLICY, 0.6)
+    assert not view.is_usable(stored(2000.4, lineage="1/2"), POLICY, 1.6)
+    assert view.is_usable(stored(2000.51, lineage="1/2"), POLICY, 1.6)
+
+
 def test_too_many_written_tables_count_as_all(view):
     """Memory is bounded, and the bound errs on the safe side."""
     view.wrote({f"t{number}" for number in range(WRITTEN_MAX + 1)}, 0.5)

@@ -10,12 +10,14 @@ import pytest
 
 from headrace.embedded import DirectoryLock, EmbeddedPostgres, EmbeddedRedis, started
 from headrace.errors import DirectoryUnusable
+from tests.running import wait_until
 
 PREPARE = """
 import resource, sys
 from pathlib import Path
 from headrace.embedded import EmbeddedPostgres
 from headrace.errors import DirectoryUnusable
+from tests.running import wait_until
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, 1024 * 1024))
 try:
@@ -88,7 +90,7 @@ def test_a_disk_too_small_for_a_shard_is_said_in_postgres_words(small_disk: Path
     assert {path.name for path in shard.directory.iterdir()} <= {"run"}
     subprocess.run(["mount", "-o", "remount,size=128m", str(small_disk)], check=True)
     with started(shard):
-        assert shard.is_ready()
+        wait_until(shard.is_ready)
 
 
 def test_a_disk_that_is_full_at_the_next_start_is_said_so(small_disk: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_disk_that_is_full_at_the_next_start_is_said_so(small_disk: Path) -> N
     ballast.unlink()
     for server in servers:
         with started(server):
-            assert server.is_ready()
+            wait_until(server.is_ready)
 
 
 def test_a_file_size_limit_is_said_in_postgres_words(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from headrace.errors import ConfigError, DirectoryUnusable, EmbeddedServerFailed
 CONFINED = """
 import ctypes, os, sys
 from pathlib import Path
+import psycopg
 from headrace.embedded import EmbeddedPostgres, started
 
 asking, answering = os.pipe(), os.pipe()
@@ -41,7 +42,8 @@ os.read(answering[0], 1)
 if entered:
     Path("/proc/sys/user/max_user_namespaces").write_text("0")
 with started(EmbeddedPostgres(Path(sys.argv[1]), name="shard-0")) as server:
-    print(server.identity, server.is_ready())
+    with psycopg.connect(server.url) as connection:
+        print(server.identity, *connection.execute("SELECT 1").fetchone())
 """
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")
 
@@ -223,7 +225,7 @@ def test_a_machine_that_forbids_namespaces_is_noticed(reachable: Path) -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", CONFINED, reachable / "shard-0"], capture_output=True, text=True, check=False
     )
-    assert outcome.stdout == "the account 'nobody' True\n", outcome.stderr
+    assert outcome.stdout == "the account 'nobody' 1\n", outcome.stderr
 
 
 @as_root

@@ -30,6 +30,13 @@ def binary(request: pytest.FixtureRequest) -> Path:
     return request.param
 
 
+def reserve(unused: socket.socket) -> int:
+    """A port that is given to nobody who does not ask for it by its number, as long as the socket is open."""
+    unused.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    unused.bind(("127.0.0.1", 0))
+    return int(unused.getsockname()[1])
+
+
 def client(server: EmbeddedRedis) -> Redis:
     return Redis.from_url(server.url, decode_responses=True)
 
@@ -104,12 +111,10 @@ def test_odd_characters_in_the_path_are_no_trouble(tmp_path: Path, binary: Path)
 
 def test_a_port_is_open_on_loopback_when_asked_for(tmp_path: Path, binary: Path) -> None:
     """With a port there are two doors, the second on 127.0.0.1 alone."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with (
-        started(EmbeddedRedis(tmp_path / "redis", binary=binary, port=port)) as server,
-        Redis(port=port, decode_responses=True) as redis,
+        socket.socket() as reserved,  # bound, and not listening: Redis gets the port, and nobody else
+        started(EmbeddedRedis(tmp_path / "redis", binary=binary, port=reserve(reserved))) as server,
+        Redis(port=reserved.getsockname()[1], decode_responses=True) as redis,
         client(server) as same,
     ):
         redis.set("key", "value")

@@ -1,6 +1,8 @@
 """A streaming replica of an embedded shard, on both majors that pip brings."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -30,16 +32,34 @@ def replica_of(primary: EmbeddedPostgres) -> EmbeddedPostgres:
     )
 
 
-def caught_up(primary: EmbeddedPostgres, replica: EmbeddedPostgres) -> list[int]:
-    """The rows that the replica shows once it has replayed all that was written (bounded by the test's timeout)."""
-    with psycopg.connect(primary.url) as connection:
-        row = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+def value(server: EmbeddedPostgres, expression: str, *values: object) -> object:
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        row = connection.execute(f"SELECT {expression}".encode(), values).fetchone()
         assert row is not None
-    with psycopg.connect(replica.url, autocommit=True) as connection:
-        behind = "SELECT coalesce(pg_last_wal_replay_lsn() < %s::pg_lsn, true)"
-        while (answer := connection.execute(behind, row).fetchone()) is not None and answer[0]:
-            connection.execute("SELECT pg_sleep(0.01)")
+        return row[0]
+
+
+def until(server: EmbeddedPostgres, condition: str, *values: object) -> None:
+    """Return when the server says that the condition holds (bounded by the test's timeout)."""
+    while value(server, condition, *values) is not True:
+        os.sched_yield()
+
+
+def written(primary: EmbeddedPostgres) -> str:
+    """How far its log is."""
+    return str(value(primary, "pg_current_wal_lsn()::text"))
+
+
+def shown(replica: EmbeddedPostgres, position: str) -> list[int]:
+    """The rows that the replica shows once it has replayed the primary's log so far."""
+    until(replica, "pg_last_wal_replay_lsn() >= %s::pg_lsn", position)
+    with psycopg.connect(replica.url) as connection:
         return [int(n) for (n,) in connection.execute("SELECT n FROM seen ORDER BY n").fetchall()]
+
+
+def caught_up(primary: EmbeddedPostgres, replica: EmbeddedPostgres) -> list[int]:
+    """The rows that the replica shows once it has replayed all that was written."""
+    return shown(replica, written(primary))
 
 
 def test_a_replica_shows_what_the_primary_writes(primary: EmbeddedPostgres) -> None:
@@ -49,9 +69,9 @@ def test_a_replica_shows_what_the_primary_writes(primary: EmbeddedPostgres) -> N
         assert caught_up(primary, replica) == [1, 2]
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             execute(replica, "INSERT INTO seen VALUES (3)")
-        with psycopg.connect(primary.url) as connection:
-            followers = connection.execute("SELECT application_name, state FROM pg_stat_replication").fetchall()
-        assert followers == [("replica-0", "streaming")]
+        # It may have replayed all before its sender calls that streaming, and before the backup's is gone.
+        followers = "array_agg(ROW(application_name, state)::text) FROM pg_stat_replication"
+        until(primary, f"(SELECT {followers}) = ARRAY['(replica-0,streaming)']")
 
 
 def test_a_replica_catches_up_after_it_was_away(primary: EmbeddedPostgres) -> None:
@@ -70,6 +90,7 @@ def test_a_replica_that_cannot_catch_up_is_made_anew(primary: EmbeddedPostgres) 
     """When the primary kept no log for it, a fresh base backup takes the place of the old data."""
     with started(replica_of(primary)):
         pass
+    until(primary, "(SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'replica_0')")
     execute(primary, "SELECT pg_drop_replication_slot('replica_0')")
     execute(primary, "INSERT INTO seen VALUES (2)")
     with started(replica_of(primary)) as replica:
@@ -82,10 +103,29 @@ def test_a_replica_answers_reads_while_its_primary_is_away(tmp_path: Path) -> No
     primary = EmbeddedPostgres(tmp_path / "shard-0", name="shard-0")
     with started(primary):
         execute(primary, "CREATE TABLE seen AS SELECT 1 AS n")
+        position = written(primary)
         with started(replica_of(primary)) as replica:
-            assert caught_up(primary, replica) == [1]
-    with started(replica_of(primary)) as replica, psycopg.connect(replica.url) as connection:
-        assert connection.execute("SELECT n FROM seen").fetchall() == [(1,)]
+            assert shown(replica, position) == [1]
+    with started(replica_of(primary)) as replica:
+        assert shown(replica, position) == [1]
+
+
+def test_a_new_replica_waits_for_an_earlier_one_of_its_name_to_be_gone(primary: EmbeddedPostgres) -> None:
+    """The primary may not have noticed yet that a base backup was killed, and still keep its slot for it."""
+    execute(primary, "SELECT pg_create_physical_replication_slot('replica_0', true)")
+    replica = replica_of(primary)
+    earlier = psycopg.pq.PGconn.connect(f"{primary.url}&replication=true".encode())
+    earlier.exec_(f"START_REPLICATION SLOT replica_0 PHYSICAL {written(primary)}".encode())
+    until(primary, "(SELECT active FROM pg_replication_slots WHERE slot_name = 'replica_0')")
+    with ThreadPoolExecutor(1) as threads:
+        preparing = threads.submit(replica.prepare)
+        looks = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        while not preparing.done() and not value(primary, f"EXISTS ({looks})"):
+            assert earlier.status == psycopg.pq.ConnStatus.OK
+        earlier.finish()
+        preparing.result()
+    with started(replica):
+        assert caught_up(primary, replica) == [1]
 
 
 def test_a_first_replica_needs_its_primary(tmp_path: Path) -> None:

@@ -136,15 +136,13 @@ def living(directory: Path, programs: frozenset[str]) -> list[Any]:
     """
     home = directory.resolve()
     found = []
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] not in programs:
-            continue
+    for pid in psutil.pids():  # not process_iter: it hands out whoever had this pid when it was last asked
         try:
-            folder = Path(process.cwd())
+            process = psutil.Process(pid)
+            if process.name() in programs and Path(process.cwd()).is_relative_to(home):
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        if folder.is_relative_to(home):
-            found.append(process)
     return found
 
 

@@ -15,7 +15,9 @@ SIGNAL = "standby.signal"
 """The file whose presence makes a Postgres follow instead of lead."""
 
 _CONNECT_TIMEOUT_S = 5
-_STATE = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = %s"
+_STATE = "SELECT wal_status, active FROM pg_replication_slots WHERE slot_name = %s"
+_LOOK_S = 0.1
+_LOOKS_MAX = 300
 
 
 def slot(name: str) -> str:
@@ -52,9 +54,18 @@ def can_go_on(primary_url: str, name: str) -> bool:
 
 
 def reserve(primary_url: str, name: str) -> None:
-    """Have the primary keep its log from now on, for a base backup and the replica that grows out of it."""
+    """Have the primary keep its log from now on, for a base backup and the replica that grows out of it.
+
+    An earlier reader of the slot may have gone a moment ago and not be missed yet. One that stays is left alone: it is
+    another replica, whose name makes the same slot.
+    """
     with _asking(primary_url, name) as connection:
-        if connection.execute(_STATE, [slot(name)]).fetchone() is not None:
+        for _ in range(_LOOKS_MAX):
+            state = connection.execute(_STATE, [slot(name)]).fetchone()
+            if state is None or not state[1]:
+                break
+            connection.execute("SELECT pg_sleep(%s)", [_LOOK_S])
+        if state is not None:
             connection.execute("SELECT pg_drop_replication_slot(%s)", [slot(name)])
         connection.execute("SELECT pg_create_physical_replication_slot(%s, true)", [slot(name)])
 

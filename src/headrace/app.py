@@ -130,8 +130,8 @@ class Rooms:
     async def __aenter__(self) -> Self:
         """Open every room that the configuration turns on."""
         async with AsyncExitStack() as stack:
-            stack.callback(self._counters.close)
-            # Finding a slot in the shared file may wait for a lock; the first request must not.
+            # Finding a slot in the shared file, now or at the end, may wait for a lock; the loop must not.
+            stack.push_async_callback(asyncio.to_thread, self._counters.close)
             await asyncio.to_thread(self._counters.settle)
             await stack.enter_async_context(watching(self.monitor))
             await stack.enter_async_context(self.cache)

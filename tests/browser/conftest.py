@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
@@ -20,6 +21,8 @@ from tests.browser.scene import Scene
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMEDRIVER = "/usr/bin/chromedriver"
+END_S_MAX = 30.0
+"""How long its many processes may take to end, before they count as left behind."""
 
 FLAGS = [
     "--headless=new",
@@ -61,7 +64,9 @@ def chromium() -> Iterator[WebDriver]:
         try:
             yield driver
         finally:
+            family = psutil.Process(driver.service.process.pid).children(recursive=True)
             driver.quit()
+            psutil.wait_procs(family, timeout=END_S_MAX)
 
 
 @pytest.fixture

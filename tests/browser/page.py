@@ -9,9 +9,11 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 MISSING = "\N{EN DASH}"
-WAIT_S = 15.0
+WAIT_S = 40.0
+"""Well over the longest pause of the page between two attempts, and what a slow machine takes for one."""
 POLL_S = 0.1
 
+# Alpha tells a series from the thin, half transparent lines of the limits.
 COUNT_COLOURS = """
 const canvas = document.querySelector(`[data-chart="${arguments[0]}"] canvas`);
 if (canvas === null) return 0;
@@ -19,10 +21,15 @@ const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.h
 let coloured = 0;
 for (let i = 0; i < pixels.length; i += 4) {
   const [red, green, blue, alpha] = pixels.slice(i, i + 4);
-  if (alpha > 100 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) coloured += 1;
+  if (alpha > 150 && Math.max(red, green, blue) - Math.min(red, green, blue) > 60) coloured += 1;
 }
 return coloured;
 """
+
+
+# In one turn of the page: between two of them a row may go, or the charts may move on.
+ROWS = "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map((row) => row.innerText)"
+NOTES = "return [...document.querySelectorAll('[data-chart] .card-note')].map((note) => note.innerText)"
 
 
 class Page:
@@ -69,8 +76,12 @@ class Page:
 
     def rows(self, table: str) -> list[str]:
         """The lines of a table."""
-        rows = self.driver.find_elements(By.CSS_SELECTOR, f"#{table} tbody tr")
-        return [" ".join(row.text.split()) for row in rows]
+        return [" ".join(row.split()) for row in self.run(ROWS, table)]
+
+    def chart_notes(self) -> list[str]:
+        """What stands beside the title of each chart, all of them at one moment."""
+        notes: list[str] = self.run(NOTES)
+        return notes
 
     def coloured_pixels(self, chart: str) -> int:
         """How many pixels of a chart's canvas have a colour, which axes, grid and labels do not."""

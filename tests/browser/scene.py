@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from headrace.clock import SystemClock
 from headrace.monitor.snapshot import Agents, Endpoint, Host, Latency, Point, Snapshot, Tier, Worker
@@ -27,7 +27,7 @@ from headrace.server.static import dashboard_app
 GIB = 1024**3
 STEP_S = 5.0
 CLOCK = SystemClock()
-WAIT_S = 10.0
+WAIT_S = 30.0
 
 NO_LATENCY = Latency(count=0, mean_ms=None, p50_ms=None, p95_ms=None, p99_ms=None, p999_ms=None)
 
@@ -196,8 +196,13 @@ class Scene:
         self.refusing_streams = False
         self.agents_status = 200
         self.history_status = 200
+        self.agents_may_be_answered = threading.Event()
+        """Cleared: who asks for the agents, with a token or without, waits for the answer."""
+        self.agents_may_be_answered.set()
+        self.agents_asked = 0
         self._silent_since: float | None = None
         self._interval_s = interval_s
+        self._place = socket.socket()
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self._started = threading.Event()
@@ -224,22 +229,30 @@ class Scene:
     def die(self) -> None:
         """Stop the server as a crash would look from outside: connections end, nobody listens on the port."""
         self._stop()
+        # Nobody else may be given the port meanwhile. Nobody listens, so connections are refused.
+        self._place.close()
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", self.port))
 
     def revive(self) -> None:
         """Start a new server on the same port."""
+        self._place.close()
         self._socket = socket.create_server(("127.0.0.1", self.port))
         self._start()
 
     def close(self) -> None:
         """End the server; safe when it is dead already."""
+        self.agents_may_be_answered.set()
         self._stop()
+        self._place.close()
 
     def _start(self) -> None:
         self._live = Live(self._snapshot, clock=CLOCK, interval_s=self._interval_s, stale_after_s=2.0)
         routes = [
             Route("/api/v1/system/live", _Guarded(self, self._stream)),
             Route("/api/v1/system/history", _Guarded(self, self._history)),
-            Route("/api/v1/agents", _Guarded(self, self._agents)),
+            Route("/api/v1/agents", _Delayed(self, _Guarded(self, self._agents))),
             Mount("/", dashboard_app()),
         ]
         config = uvicorn.Config(
@@ -286,7 +299,7 @@ class Scene:
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.refusing_streams:
-            await Response(status_code=503)(scope, receive, send)
+            await Response(status_code=503, headers={"Retry-After": "15"})(scope, receive, send)
         else:
             await self._live(scope, receive, send)
 
@@ -311,6 +324,23 @@ class _Guarded:
             await Response(status_code=401, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+class _Delayed:
+    """Holds back what the app answers for as long as the scene says so."""
+
+    def __init__(self, scene: Scene, app: Callable[[Scope, Receive, Send], Any]) -> None:
+        self._scene = scene
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def late(message: Message) -> None:
+            if not self._scene.agents_may_be_answered.is_set():
+                await asyncio.to_thread(self._scene.agents_may_be_answered.wait, WAIT_S)
+            await send(message)
+
+        self._scene.agents_asked += 1
+        await self._app(scope, receive, late)
 
 
 def _json(answer: dict[str, Any], status: int) -> Response:

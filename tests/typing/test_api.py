@@ -15,12 +15,13 @@ def mypy(path: Path) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         check=False,
     )
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_doors_have_the_types_that_they_promise() -> None:
     """Every `assert_type` of tests/typing/api.py holds under mypy's strict rules."""
     result = mypy(ROOT / "tests/typing/api.py")
@@ -29,6 +30,7 @@ def test_the_doors_have_the_types_that_they_promise() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_wrong_type_is_refused(tmp_path: Path) -> None:
     """The check can fail: an `assert_type` that does not hold is an error."""
     planted = tmp_path / "planted.py"

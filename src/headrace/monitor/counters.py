@@ -187,10 +187,14 @@ class Counters:
             return self._slot is not None and not self._is_private
 
     def close(self) -> None:
-        """Leave the slot to be folded by others. Later writes are dropped. Can be called twice."""
+        """Leave the slot to be folded by others. Later writes are dropped. Can be called twice.
+
+        What was counted in private moves into a slot first, if there is one now.
+        """
         with self._fold_lock, self._lock:
             if not self._is_open:
                 return
+            self._move_in()
             self._is_open = False
             _open.pop(id(self), None)
             for _, bound in self._bound.values():

@@ -23,6 +23,8 @@ from headrace.monitor.snapshot import Host
 # Version 1 writes "no limit" as the largest page-aligned 63-bit number.
 _NO_LIMIT = 1 << 60
 _UNREADABLE = (OSError, ValueError, IndexError)
+# Time as a guest is in `user` and `nice` already.
+_BUSY = frozenset(("user", "nice", "system", "irq", "softirq", "steal"))
 _NO_SUCH_FIGURE = (OSError, NotImplementedError, RuntimeError, psutil.Error)
 
 
@@ -281,7 +283,8 @@ def machine_cpu() -> CpuTotals | None:
     except _NO_SUCH_FIGURE:
         return None
     own = [times[index] for index in _own_cpus() if index < len(times)] or times
-    busy = sum(sum(cpu[:8]) - cpu.idle - getattr(cpu, "iowait", 0.0) for cpu in own)
+    # Added up, not what is left without the idle time: the rounding of that difference lets busy time go back.
+    busy = sum(seconds for cpu in own for name, seconds in zip(cpu._fields, cpu, strict=True) if name in _BUSY)
     return CpuTotals(float(len(own)), busy)
 
 

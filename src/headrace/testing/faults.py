@@ -1,8 +1,10 @@
 """Networks that fail on demand, between a client and a real server."""
 
 import asyncio
+import os
 import socket
 import struct
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -40,8 +42,9 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._release_port: Callable[[], object] = lambda: None
         self.port = 0
-        """Where it listens on 127.0.0.1; stays the same over `stop` and `start`."""
+        """Where it listens on 127.0.0.1; stays the same, and its own, over `stop` and `start`."""
         self.accepted = 0
         """Connections so far."""
         self.to_server = Direction(self._clock)
@@ -57,6 +60,7 @@ class TcpProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
+        self._release_port()
 
     @property
     def address(self) -> str:
@@ -70,17 +74,31 @@ class TcpProxy:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._welcome, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._release_port()
+        listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
+        self._server = await asyncio.start_server(self._welcome, sock=listener)
 
     async def stop(self) -> None:
         """Listen no more and reset every connection: new ones are refused."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        server, self._server = self._server, None
+        if server is not None:
+            for listener in server.sockets:
+                asyncio.get_running_loop().remove_reader(listener)
+            # What was accepted at this very turn still needs the server, to become a connection that can be reset.
+            await asyncio.sleep(0)
+            server.close()
+            self._reserve_port()
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _reserve_port(self) -> None:
+        """Keep the port from being given to anybody else. Nobody listens, so connections are refused."""
+        with socket.socket() as reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as connections that just ended require
+            reserved.bind(("127.0.0.1", self.port))
+            self._release_port = weakref.finalize(self, os.close, reserved.detach())
 
     def deaf(self, *, to_server: bool = True, to_client: bool = True) -> None:
         """Hold up what is sent, in both directions or one, until `heal`; connections stay open.
@@ -120,8 +138,11 @@ class TcpProxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self.accepted += 1
         connection = Connection(task, writer)
+        if self._server is None:
+            connection.abort()  # it was stopped while this one was being accepted
+            return
+        self.accepted += 1
         self._connections.add(connection)
         try:
             server_reader, server_writer = await self._connect()

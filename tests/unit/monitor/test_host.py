@@ -263,13 +263,30 @@ def test_a_machine_without_disks(monkeypatch):
     assert machine_disk() is None
 
 
+def test_an_idle_machines_busy_time_stands_still(monkeypatch):
+    """A second in which nothing ran is 0 %, not unknown because rounding let the sum of large figures go back."""
+    at_first = psutil.cpu_times(percpu=True)[0]._replace(
+        user=259_402.67, nice=53_081.73, system=18_297.63, idle=193_264.87
+    )
+    other = {"iowait": 240.83, "irq": 0.0, "softirq": 133.71, "steal": 8.61}
+    at_first = at_first._replace(**{name: seconds for name, seconds in other.items() if name in at_first._fields})
+    readings = [[at_first], [at_first._replace(idle=at_first.idle + 1.0)]]
+    monkeypatch.setattr("headrace.monitor.host._own_cpus", lambda: [0])
+    monkeypatch.setattr(psutil, "cpu_times", lambda **_options: readings.pop(0))
+
+    earlier, later = machine_cpu(), machine_cpu()
+
+    assert later == earlier
+
+
 def test_a_process_knows_its_own_use():
     """CPU only from the second reading on; a second's worth of work is seen."""
     clock = FakeClock()
     probe = ProcessProbe(clock)
     first = probe.read()
     clock.advance(0.5)
-    while probe._process.cpu_times().user < 0.05:
+    begun_s = probe._process.cpu_times().user
+    while probe._process.cpu_times().user < begun_s + 0.05:
         sum(range(10_000))
     second = probe.read()
 

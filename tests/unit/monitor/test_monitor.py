@@ -216,12 +216,10 @@ async def test_the_loop_ticks_and_hands_in_what_it_knows_at_the_end(monitors, cl
     values = {"memory_hits": 0.0}
     monitor.add_source(lambda: values)
     task = asyncio.get_running_loop().create_task(monitor.run())
-    for _ in range(2_000):
-        if monitor.snapshot() is not None:
-            break
-        await clock.run_for(0.1)
-        await asyncio.sleep(0.001)
-    assert monitor.snapshot() is not None
+    async with asyncio.timeout(30):
+        while monitor.snapshot() is None:
+            await clock.run_for(0.1)
+            await asyncio.sleep(0.001)
 
     values["memory_hits"] = 42.0
     task.cancel()
@@ -237,14 +235,13 @@ async def test_a_late_loop_is_noticed(monitors, clock):
     monitor.middleware(greet)
     task = asyncio.get_running_loop().create_task(monitor.run())
     lag = 0.0
-    for _ in range(2_000):
-        snapshot = monitor.snapshot()
-        if snapshot is not None and snapshot.workers and snapshot.workers[0].loop_lag_ms:
-            lag = snapshot.workers[0].loop_lag_ms
-            break
-        # Between two turns of the loop more time goes by than the nap that is due.
-        clock.advance(0.4)
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not lag:
+            # Between two turns of the loop more time goes by than the nap that is due.
+            clock.advance(0.4)
+            await asyncio.sleep(0.001)
+            snapshot = monitor.snapshot()
+            lag = snapshot.workers[0].loop_lag_ms if snapshot is not None and snapshot.workers else 0.0
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -108,6 +108,22 @@ def test_without_a_free_slot_counts_are_private_until_there_is_one(tmp_path):
     third.close()
 
 
+def test_what_was_counted_in_private_is_handed_over_at_the_end(tmp_path):
+    """Closing is the last chance to find a free slot: a process that then ends loses nothing for want of one."""
+    path = tmp_path / "counters"
+    first, second, reader = (Counters.open(path, slots=1, slot_bytes=SLOT_BYTES_MIN) for _ in range(3))
+    first.counter("x_total").add(10)
+    second.counter("x_total").add(3)
+    assert reader.fold().counters == {Series("x_total"): 10}
+    first.close()
+
+    second.close()
+
+    assert reader.fold().counters == {Series("x_total"): 13}
+    assert reader.fold().slots == ()
+    reader.close()
+
+
 def test_a_process_that_cannot_see_itself_counts_in_private(tmp_path, monkeypatch):
     """Where /proc is hidden everybody would look dead; counting in a shared slot would then lose counts."""
     monkeypatch.setattr("headrace.monitor.slot_file.started", lambda _pid: 0)

@@ -1,6 +1,8 @@
 """The proxy that fails on demand, between a plain client and a server that echoes."""
 
 import asyncio
+import errno
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -21,7 +23,10 @@ async def heard() -> list[bytes]:
 
 @pytest.fixture
 async def upstream(heard: list[bytes]) -> AsyncIterator[str]:
+    echoing: set[asyncio.Task[None]] = set()
+
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        echoing.add(asyncio.current_task())
         try:
             while data := await reader.read(65536):
                 heard.append(data)
@@ -35,6 +40,7 @@ async def upstream(heard: list[bytes]) -> AsyncIterator[str]:
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
     yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
     server.close()
+    await until(lambda: all(task.done() for task in echoing), "the server has noticed that its clients are gone")
 
 
 @pytest.fixture
@@ -153,7 +159,34 @@ async def test_stopped_it_refuses_and_started_it_is_back(proxy, client):
     again[1].close()
 
 
-async def test_a_server_that_is_not_there_resets_the_client(upstream):
+async def test_while_it_is_stopped_its_port_stays_its_own(proxy):
+    """Nobody else is given the port meanwhile, or `start` could not listen there again."""
+    await proxy.stop()
+
+    with socket.socket() as other, pytest.raises(OSError, match="in use") as refusal:
+        other.bind(("127.0.0.1", proxy.port))
+
+    assert refusal.value.errno == errno.EADDRINUSE
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_stop_resets_a_connection_that_is_just_being_accepted(upstream, turns):
+    """However far the loop has come with a new connection, it does not outlive the stop."""
+    loop = asyncio.get_running_loop()
+    async with TcpProxy(upstream) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+            await proxy.stop()
+
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(loop.sock_recv(client, 1), 10)
+        assert proxy.connections == 0
+
+
+async def test_a_server_that_is_not_there_resets_the_client():
     """Without an upstream the connection ends at once."""
     async with TcpProxy("127.0.0.1:1") as proxy:
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)

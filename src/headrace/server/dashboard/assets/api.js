@@ -49,7 +49,10 @@ export class Api {
     else this.#storage.setItem(TOKEN, token);
   }
 
-  /** An answer of 200 to 299; anything else becomes `Unauthorized`, `Refused` or `Lost`. */
+  /**
+   * An answer of 200 to 299; anything else becomes `Unauthorized`, `Refused` or `Lost`. A refusal that comes when we
+   * have another token already says nothing of that one: the question is asked again.
+   */
   async open(path, { signal, accept = "application/json" }) {
     const headers = { Accept: accept };
     const token = this.#storage.getItem(TOKEN);
@@ -57,7 +60,10 @@ export class Api {
     const answer = await carried(fetch(new URL(path, this.#base), { headers, signal, cache: "no-store" }));
     if (answer.ok) return answer;
     await carried(answer.body?.cancel());
-    if (answer.status === 401) throw new Unauthorized(path);
+    if (answer.status === 401) {
+      if (token !== this.#storage.getItem(TOKEN)) return this.open(path, { signal, accept });
+      throw new Unauthorized(path);
+    }
     const seconds = Number.parseInt(answer.headers.get("Retry-After") ?? "", 10);
     throw new Refused(answer.status, `the server answered ${answer.status}`, Number.isNaN(seconds) ? null : seconds);
   }

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from blockbuster import BlockBuster
+from hypothesis import HealthCheck, settings
 
 from headrace import build
 from tests import leftovers
@@ -49,6 +50,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LEFT_BY_WORKERS] = []
     config.pluginmanager.register(SkipLog(config.stash[SKIPPED]))
     leftovers.mark_session()
+    # How long an example takes says something of the machine and nothing of the code.
+    settings.register_profile("untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
 
 
 def pytest_report_header() -> str:

@@ -13,8 +13,8 @@ import psutil
 
 MARK = "HEADRACE_TEST_SESSION"
 
-# A process that was told to end may need a moment to be gone.
-GRACE_S = 1.0
+# A process that was told to end may need a moment to be gone, and a busy machine some more.
+GRACE_S = 10.0
 COMMAND_CHARACTERS_MAX = 120
 
 
@@ -46,6 +46,8 @@ def end(process: psutil.Process) -> str:
         command = " ".join(" ".join(process.cmdline()).split()) or process.name()
         started_in = process.environ().get("PYTEST_CURRENT_TEST", "an unknown test")
         process.kill()
+        with suppress(psutil.TimeoutExpired):
+            process.wait(GRACE_S)
         return f"pid {process.pid}: {command[:COMMAND_CHARACTERS_MAX]} (started in {started_in})"
     return f"pid {process.pid}: gone meanwhile"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 100.0
 
 
 @dataclass
@@ -39,7 +39,8 @@ class Service:
 
     def told(self, event: str, name: str | None = None) -> list[dict[str, Any]]:
         """The log lines of one kind, of one process or of all."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log.read_text().rpartition("\n")  # what follows is being written
+        lines = [json.loads(line) for line in whole.split("\n") if line.startswith("{")]
         return [line for line in lines if line.get("event") == event and name in {None, line.get("name")}]
 
     def workers(self) -> set[int]:
@@ -52,7 +53,7 @@ class Service:
         os.kill(pid, signal.SIGKILL)
         return pid
 
-    def wait_for_restart(self, name: str, killed: int, *, timeout_s: float = 15.0) -> int:
+    def wait_for_restart(self, name: str, killed: int, *, timeout_s: float = 60.0) -> int:
         """The pid of the process that took the killed one's place."""
         deadline = time.monotonic() + timeout_s
         while (pid := self.children()[name]) == killed:
@@ -80,7 +81,7 @@ def workers_of(supervisor_pid: int) -> set[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], *, timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], *, timeout_s: float = 60.0) -> None:
     """Return when the condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -127,8 +128,8 @@ def running(directory: Path, *arguments: str, environment: dict[str, str] | None
             return
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, log.read_text()[-3000:]
-        _, alive = psutil.wait_procs(children, timeout=5)
+        assert process.wait(60) == 0, log.read_text()[-3000:]
+        _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []
     finally:
         if process.poll() is None:
@@ -200,6 +201,11 @@ class Load:
     due: int = 0
     """How many requests the rate asked for."""
 
+    @property
+    def done(self) -> int:
+        """How many requests have come to an end."""
+        return len(self.acknowledged) + len(self.problems)
+
     def failed(self, reason: str) -> None:
         """Note a request that was not answered with a result."""
         self.problems.append(reason)
@@ -208,45 +214,54 @@ class Load:
 async def execute_steadily(
     port: int, agent_id: str, *, rate: float, stop: asyncio.Event, connections: int = 16
 ) -> Load:
-    """Execute an agent at a steady rate on several connections until told to stop."""
+    """Execute an agent at a steady rate on several connections until told to stop; what was due by then is sent.
+
+    At most a second's worth is in arrears, so that a machine that is too slow for the rate is not buried under it.
+    """
     load = Load()
-    turns = asyncio.Semaphore(0)
-    clients = [_client(port, f"/api/v1/agents/{agent_id}/execute", load, turns, stop) for _ in range(connections)]
-    load.due, *_ = await asyncio.gather(_pace(rate, turns, stop, connections), *clients)
+    turns, path = asyncio.Semaphore(0), f"/api/v1/agents/{agent_id}/execute"
+    async with asyncio.TaskGroup() as tasks:
+        clients = [tasks.create_task(_client(port, path, load, turns)) for _ in range(connections)]
+        await _pace(rate, load, turns, stop)
+        for client in clients:
+            client.cancel()
     return load
 
 
-async def _pace(rate: float, turns: asyncio.Semaphore, stop: asyncio.Event, clients: int) -> int:
-    """Give out turns as they fall due, and at the end one for everybody who still waits for one; how many were due."""
+async def _pace(rate: float, load: Load, turns: asyncio.Semaphore, stop: asyncio.Event) -> None:
+    """Give out turns as they fall due; return when the last of them has come to its end."""
     loop = asyncio.get_running_loop()
-    started, sent = loop.time(), 0
+    started = loop.time()
     while not stop.is_set():
-        due = int((loop.time() - started) * rate)
-        for _ in range(due - sent):
+        due = min(int((loop.time() - started) * rate), load.done + int(rate))
+        for _ in range(due - load.due):
             turns.release()
-        sent = due
+        load.due = due
         await asyncio.sleep(0.005)
-    for _ in range(clients):
-        turns.release()
-    return sent
+    while load.done < load.due:
+        await asyncio.sleep(0.005)
 
 
-async def _client(port: int, path: str, load: Load, turns: asyncio.Semaphore, stop: asyncio.Event) -> None:
+async def _client(port: int, path: str, load: Load, turns: asyncio.Semaphore) -> None:
+    """Send a request for each turn, for ever."""
     connection = None
-    while not stop.is_set():
-        await turns.acquire()
-        try:
-            connection = connection or await Connection.open(port)
-            status, answer = await asyncio.wait_for(connection.call("POST", path, {"input": {"n": 1}}), 30)
-        except (ConnectionError, TimeoutError) as error:
-            load.failed(type(error).__name__)
-            if connection is not None:
-                await connection.close()
-            connection = None
-            continue
-        if status == 200:
-            load.acknowledged.append(answer["execution_id"])
-        else:
-            load.failed(answer["code"])
-    if connection is not None:
-        await connection.close()
+    try:
+        while True:
+            await turns.acquire()
+            try:
+                connection = connection or await Connection.open(port)
+                async with asyncio.timeout(30):
+                    status, answer = await connection.call("POST", path, {"input": {"n": 1}})
+            except (ConnectionError, TimeoutError) as error:
+                load.failed(type(error).__name__)
+                if connection is not None:
+                    await connection.close()
+                connection = None
+                continue
+            if status == 200:
+                load.acknowledged.append(answer["execution_id"])
+            else:
+                load.failed(answer["code"])
+    finally:
+        if connection is not None:
+            await connection.close()

@@ -135,7 +135,7 @@ def test_killed_on_the_way_to_retiring_or_claiming(path, reader, room, name, whe
         reader.fold()
 
     killed = subprocess.run(
-        [sys.executable, "-c", FOLDER, str(path), room, name, when], capture_output=True, timeout=30, check=False
+        [sys.executable, "-c", FOLDER, str(path), room, name, when], capture_output=True, timeout=100, check=False
     )
 
     assert killed.returncode == -signal.SIGKILL, killed.stderr

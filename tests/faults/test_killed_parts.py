@@ -15,10 +15,15 @@ import pytest
 from headrace.monitor import SnapshotFile
 from tests.running import Connection, Load, Service, execute_steadily, running, wait_until, workers_of
 
+pytestmark = pytest.mark.timeout(170)  # each waits for parts of a service to start, which a busy machine does slowly
+
 ECHO = "async def Agent(input, context): return input"
 
 ANSWERED_MIN = 0.9
-"""Of what the rate asks for: what waits while a part is away is made up for, but not all of it before the end."""
+"""Of what the rate asks for: what waits while a part is away is made up for, the rest is told."""
+
+WHOLE_WITHIN_S = 60.0
+"""A part is back within a second or two, but not on a machine that has other things to do."""
 
 
 @contextmanager
@@ -74,14 +79,15 @@ async def whole_again(port: int, *, since: float, within_s: float) -> float:
 async def under_load(service: Service, kill):
     """Execute 500 times a second, kill something, wait until the service is whole; the load and what was killed."""
     stop = asyncio.Event()
-    load = asyncio.create_task(execute_steadily(service.port, "echo", rate=500, stop=stop))
-    await asyncio.sleep(1)
-    killed_at = time.monotonic()
-    killed = await asyncio.to_thread(kill)
-    await whole_again(service.port, since=killed_at, within_s=10)
-    await asyncio.sleep(0.5)
-    stop.set()
-    return await load, killed
+    async with asyncio.TaskGroup() as tasks:
+        load = tasks.create_task(execute_steadily(service.port, "echo", rate=500, stop=stop))
+        await asyncio.sleep(1)
+        killed_at = time.monotonic()
+        killed = await asyncio.to_thread(kill)
+        await whole_again(service.port, since=killed_at, within_s=WHOLE_WITHIN_S)
+        await asyncio.sleep(0.5)
+        stop.set()
+    return load.result(), killed
 
 
 async def all_there(service: Service, load: Load) -> None:
@@ -120,7 +126,7 @@ async def test_a_killed_postgres_loses_nothing_that_was_acknowledged(service, sh
     await asyncio.to_thread(service.wait_for_restart, shard, killed)
     assert set(load.problems) <= {"database-unavailable", "outcome-unknown"}
     await all_there(service, load)
-    await asyncio.to_thread(wait_until, lambda: is_healthy(service), timeout_s=10)
+    await asyncio.to_thread(wait_until, lambda: is_healthy(service))
 
 
 async def test_a_killed_controller_is_restarted(service):
@@ -134,7 +140,7 @@ async def test_a_killed_controller_is_restarted(service):
 
 def test_a_worker_that_hangs_is_replaced(tmp_path):
     """A stopped process gives no sign of life: it is killed, and its replacement serves."""
-    with running(tmp_path, "--workers", "1", environment={"HEADRACE_SERVER_SILENCE_MAX_S": "2"}) as service:
+    with running(tmp_path, "--workers", "1", environment={"HEADRACE_SERVER_SILENCE_MAX_S": "10"}) as service:
         hanging = service.children()["worker-0"]
         os.kill(hanging, signal.SIGSTOP)
         service.wait_for_restart("worker-0", hanging)
@@ -174,9 +180,10 @@ def test_a_service_whose_reader_went_away_lives_on(tmp_path):
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: workers_of(service.pid) - {killed})
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(60) == 0
     finally:
         if service.poll() is None:
             service.kill()
             service.wait()
         service.stdout.close()
+        service.stderr.close()

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from headrace.config import ServerConfig
-from tests.running import deploy_body, one_call
+from tests.running import deploy_body, one_call, wait_until
 
 BODY_BYTES_MAX = ServerConfig().body_bytes_max
 ECHO = "async def Agent(input, context): return input"
@@ -25,7 +25,7 @@ def agents(service):
 
 def raw(service, method, path, body=b"", headers=None):
     """A request as bytes: status, headers, body."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
     try:
         connection.request(method, path, body, {"content-type": "application/json", **(headers or {})})
         response = connection.getresponse()
@@ -281,11 +281,14 @@ def test_pages_add_up(service):
 
 def test_health_names_every_part_and_worker(service):
     """All parts are up and both workers are known."""
-    health = {}
-    while len(health.get("workers", ())) < 2:
+
+    def told():
         status, health = service.call("GET", "/api/v1/system/health")
-    assert (status, health["status"]) == (200, "ok")
-    assert [part["name"] for part in health["components"]] == ["redis", "shard-0", "shard-1"]
+        parts = [(part["name"], part["status"]) for part in health["components"]]
+        return status, health["status"], parts, len(health["workers"])
+
+    parts = [("redis", "up"), ("shard-0", "up"), ("shard-1", "up")]
+    wait_until(lambda: told() == (200, "ok", parts, 2))
 
 
 def test_metrics_count_over_all_workers(service):

@@ -6,6 +6,7 @@ import sys
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ from tests.running import deploy_body, running, wait_until
 
 TOKEN = "a token of more than sixteen characters"
 ECHO = "async def Agent(input, context): return context.tenant"
+HELD = """
+import asyncio
+from pathlib import Path
+
+async def Agent(input, context):
+    Path(input, context.execution_id).touch()
+    while not Path(input, "end").exists():
+        await asyncio.sleep(0.05)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +39,7 @@ def call(service, key, method, path, body=None):
     headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
     request = urllib.request.Request(f"{service.url}{path}", data, headers, method=method)
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -41,7 +51,7 @@ def command(service, *arguments, token=TOKEN):
         [sys.executable, "-m", "headrace", arguments[0], "--url", service.url, "--token", token, *arguments[1:]],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     return done.returncode, done.stdout.strip(), done.stderr
@@ -110,13 +120,18 @@ def test_the_hash_of_a_key_is_all_that_the_database_has(guarded):
 
 
 @pytest.mark.parametrize(("tier", "are_refused"), [("developer", True), ("enterprise", False)])
-def test_the_tier_of_a_key_bounds_what_runs_at_once(guarded, tier, are_refused):
+def test_the_tier_of_a_key_bounds_what_runs_at_once(guarded, tmp_path, tier, are_refused):
     """Forty executions of a developer are more than ten; of an enterprise they are not more than five hundred."""
     key = made(guarded, f"of-{tier}", "--tier", tier)
-    source = "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(0.5)"
-    assert call(guarded, key, "POST", "/api/v1/agents/deploy", deploy_body("slow", source))[0] == 201
+    assert call(guarded, key, "POST", "/api/v1/agents/deploy", deploy_body("held", HELD))[0] == 201
+    body = {"input": str(tmp_path)}
     with ThreadPoolExecutor(40) as threads:
-        calls = [threads.submit(call, guarded, key, "POST", "/api/v1/agents/slow/execute", {}) for _ in range(40)]
+        calls = [threads.submit(call, guarded, key, "POST", "/api/v1/agents/held/execute", body) for _ in range(40)]
+        try:
+            # None ends before each of them has begun or was refused: they are at once however slowly they come.
+            wait_until(lambda: len(list(tmp_path.iterdir())) + sum(each.done() for each in calls) >= 40)
+        finally:
+            Path(tmp_path, "end").touch()
         answers = [each.result() for each in calls]
     assert {status for status, _ in answers} <= {200, 429, 503}
     assert any(status != 200 for status, _ in answers) == are_refused

@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from headrace.cli.bench import bench
+from headrace.cli.bench.search import RateSearch
+from headrace.cli.bench.targets import Target
 from tests.unit.cli.bench import stand_in
 
 ROOT = Path(__file__).parents[2]
@@ -100,8 +102,10 @@ def test_latency_is_measured_at_every_rate_with_table_json_and_progress(url, tmp
     assert slowest_rate["ok"] == slowest_rate["requests"] == 300
 
 
-def test_starts_and_memory_are_measured(url):
-    """Fresh agents, warm agents, and what the worker processes hold."""
+def test_starts_and_memory_are_measured(url, monkeypatch):
+    """Fresh agents, warm agents, and what the worker processes hold; with all targets met, --strict is content."""
+    monkeypatch.setattr(Target, "is_met_by", lambda target, value: value > 0)  # on the slowest machine, too
+
     result = run_quickly(url, "--only", "agents", "--only", "memory", "--strict")
 
     assert result.exit_code == 0
@@ -112,8 +116,9 @@ def test_starts_and_memory_are_measured(url):
 
 
 @pytest.mark.slow
-def test_throughput_is_searched_and_then_held(url, tmp_path):
+def test_throughput_is_searched_and_then_held(url, tmp_path, monkeypatch):
     """The peak is the highest rate that holds for a moment, the sustained rate one that holds for a while."""
+    monkeypatch.setattr("headrace.cli.bench.api.holds", lambda report: report.ok > 0 and report.offered_per_s <= 700)
     file = tmp_path / "results.json"
 
     result = run_quickly(url, "--only", "api-throughput", "--json", str(file))
@@ -121,7 +126,8 @@ def test_throughput_is_searched_and_then_held(url, tmp_path):
     assert result.exit_code == 0
     peak, sustained = msgspec.json.decode(file.read_bytes())["measurements"]
     assert (peak["target"], sustained["target"]) == ("api-peak", "api-sustained")
-    assert peak["measured"] >= sustained["measured"] > 0
+    assert 700 / RateSearch().precision <= peak["measured"] <= 700
+    assert sustained["measured"] == peak["measured"]
 
 
 def test_a_server_that_is_not_there_is_not_measured_and_fails_the_command():
@@ -155,9 +161,9 @@ def test_a_signal_ends_the_run_and_the_server_that_it_started(signal_number):
         family = psutil.Process(process.pid).children(recursive=True)
 
         process.send_signal(signal_number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
     assert len(family) >= 1
     assert process.returncode != 0
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,8 +23,8 @@ def spec(url: str, **changes) -> LoadSpec:
         "seconds": 0.6,
         "warmup_s": 0.1,
         "connections": 4,
-        "timeout_s": 2.0,
-        "connect_timeout_s": 0.3,
+        "timeout_s": 10.0,
+        "connect_timeout_s": 10.0,
     }
     return LoadSpec(**(fields | changes))
 
@@ -35,11 +36,11 @@ async def load(url: str, **changes) -> LoadReport:
 
 
 @pytest.fixture
-def nobody() -> str:
+def nobody() -> Iterator[str]:
     """The URL of a port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as held:  # bound, so that nobody else takes it meanwhile
+        held.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 async def test_every_request_is_sent_once_and_only_what_follows_the_warm_up_counts():
@@ -52,7 +53,9 @@ async def test_every_request_is_sent_once_and_only_what_follows_the_warm_up_coun
     assert (report.requests, report.ok, report.errors) == (300, 300, {})
     assert report.statuses == {200: 300}
     assert report.latency_ms.count == sum(report.histogram_ms.values()) == 300
-    assert report.achieved_per_s == pytest.approx(500, rel=0.1)
+    # At most what was due within the longest wait before the end was answered after it.
+    late_max = 1 + 500 * report.latency_ms.max / 1e3
+    assert (300 - late_max) / 0.6 <= report.achieved_per_s <= 500.1
     assert report.reconnects == 0
 
 
@@ -61,13 +64,12 @@ async def test_a_stall_counts_for_every_request_that_it_made_wait():
     held: list[asyncio.Transport] = []
 
     def stall_once(server, transport, number, data):
-        loop = asyncio.get_running_loop()
-        if number == 200:
-            loop.call_later(0.5, release)
-        if number >= 200 and not server.released:
-            held.append(transport)
-        else:
+        if number < 200 or server.released:
             transport.write(OK)
+            return
+        held.append(transport)
+        if len(held) == 2:
+            asyncio.get_running_loop().call_later(0.5, release)
 
     def release():
         server.released = True
@@ -76,11 +78,11 @@ async def test_a_stall_counts_for_every_request_that_it_made_wait():
 
     async with serving(stall_once) as server:
         server.released = False
-        report = await load(server.url, seconds=2.0, warmup_s=0.0)
+        report = await load(server.url, seconds=2.0, warmup_s=0.0, connections=2)
 
     assert report.ok == report.requests == 1000
-    # 250 requests were due during the stall; the four that were in flight are all that a closed loop would have seen.
-    assert len(held) == 4
+    # 250 requests were due during the stall; the two that were in flight are all that a closed loop would have seen.
+    assert len(held) == 2
     assert report.latency_ms.max >= 500
     assert report.latency_ms.p99 >= 450
     assert report.latency_ms.p90 >= 200
@@ -100,8 +102,8 @@ async def test_a_server_that_fails_fast_does_not_look_fast():
     assert report.errors == {"status": 30}
     assert report.statuses == {200: 270, 503: 30}
     assert report.failed_share == pytest.approx(0.1)
-    assert report.latency_ms.p50 < 2_000
-    assert report.latency_ms.p95 == report.latency_ms.max >= 2_000
+    assert report.latency_ms.p50 < 10_000
+    assert report.latency_ms.p95 == report.latency_ms.max >= 10_000
 
 
 async def test_a_server_that_never_answers_yields_timeouts_and_not_a_hang():
@@ -120,7 +122,7 @@ async def test_a_server_that_never_answers_yields_timeouts_and_not_a_hang():
 
 async def test_a_server_that_nobody_started_yields_connect_errors_at_once(nobody):
     """Without any connection there is nothing to wait for: every request has failed to connect."""
-    report = await load(nobody, rate_per_s=1_000.0, seconds=60.0, warmup_s=0.0, timeout_s=5.0)
+    report = await load(nobody, rate_per_s=1_000.0, seconds=60.0, warmup_s=0.0, timeout_s=5.0, connect_timeout_s=0.3)
 
     assert report.ok == 0
     assert report.errors == {"connect": 60_000}
@@ -194,13 +196,14 @@ async def test_bytes_that_nobody_asked_for_close_the_connection():
 
     def answer_twice(server, transport, number, data):
         transport.write(OK)
-        if number == 10:
+        if number == 0:
             asyncio.get_running_loop().call_later(0.005, transport.write, OK)
 
     async with serving(answer_twice) as server:
-        report = await load(server.url, rate_per_s=100.0, warmup_s=0.0)
+        # Two seconds pass before the connection has its next turn.
+        report = await load(server.url, rate_per_s=2.0, seconds=3.0, warmup_s=0.0)
 
-    assert report.ok == 60
+    assert report.ok == 6
     assert report.reconnects == 1
 
 

@@ -34,8 +34,8 @@ def script(text: str):
 
 
 async def ask_until_it_fails(server: ServerUnderTest) -> None:
-    """Ask for the URL again and again, for at most ten seconds."""
-    async with asyncio.timeout(10):
+    """Ask for the URL again and again, for at most a minute."""
+    async with asyncio.timeout(60):
         while await server.url():
             await asyncio.sleep(0)
 
@@ -56,7 +56,7 @@ async def test_a_server_starts_when_first_asked_for_and_stops_in_the_end(tmp_pat
             health = await client.request("GET", "/api/v1/system/health")
 
     assert health.json()["workers"] == [{"pid": process.pid}]
-    assert 0 < health.seconds < 5
+    assert 0 < health.seconds < 30
     assert not process.is_running()
 
 
@@ -119,5 +119,5 @@ async def test_a_server_that_ignores_the_signal_is_killed_with_its_children(tmp_
         await use()
 
     assert len(family) == 2
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []

@@ -7,6 +7,7 @@ in a program without an event loop. Tests that a block defines are called with t
 import ast
 import asyncio
 import dataclasses
+import importlib
 import inspect
 import re
 import sys
@@ -25,6 +26,7 @@ GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
 LINES_MAX = 110
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(?:\[[\w-]+\])?`")
+FRAMEWORK = re.compile(r"^from ((?:agno|langgraph|pydantic_ai)[\w.]*) import", re.MULTILINE)
 READERS_REDIS = re.compile(r"\b(localhost|cache):6379\b")
 """Where the Redis of a guide's reader listens."""
 
@@ -99,6 +101,9 @@ async def call_tests(module: ModuleType, fixtures: dict[str, object]) -> None:
 @pytest.mark.parametrize("guide", [guide for guide in GUIDES if BLOCK.search(guide.read_text())], ids=named)
 async def test_the_blocks_of_a_guide_run(guide, redis_address, module, fixtures):
     """Each Python block of a guide runs after those before it, and what it asserts is true."""
+    for name in FRAMEWORK.findall(guide.read_text()):
+        # It may take longer than an agent may take to load, but only once in a process.
+        await asyncio.to_thread(importlib.import_module, name)
     for line, source in blocks(guide, redis_address):
         await run(source, guide, line, module)
     await call_tests(module, fixtures)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,8 @@ from headrace.actions import ScaleWorkers
 from headrace.app import Rooms
 from headrace.config import Config
 from tests.running import one_call, running, wait_until
+
+pytestmark = pytest.mark.timeout(170)  # some start a service twice, and a busy machine does that slowly
 
 APP = """
 from contextlib import asynccontextmanager
@@ -37,6 +40,16 @@ app = Starlette(routes=[Route("/hello", hello)], lifespan=lifespan)
 not_an_app = 5
 """
 
+SLOW = """
+import asyncio
+from pathlib import Path
+
+async def Agent(input, context):
+    Path(input).touch()
+    await asyncio.sleep(1)
+    return 7
+"""
+
 
 def attempt(tmp_path, *arguments, environment=None):
     """`headrace up` that is expected to refuse: its exit code and what it said."""
@@ -44,7 +57,7 @@ def attempt(tmp_path, *arguments, environment=None):
         [sys.executable, "-m", "headrace", "up", "--directory", str(tmp_path / "data"), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         cwd=tmp_path,
         env={**os.environ, **(environment or {})},
         check=False,
@@ -176,7 +189,7 @@ def test_killing_the_supervisor_leaves_no_process(tmp_path):
         children = psutil.Process(service.process.pid).children(recursive=True)
         service.process.kill()
         service.process.wait()
-        _, alive = psutil.wait_procs(children, timeout=15)
+        _, alive = psutil.wait_procs(children, timeout=60)
         assert alive == []
     with running(tmp_path, "--workers", "1") as service:
         assert service.call("GET", "/api/v1/agents/echo")[0] == 200
@@ -199,7 +212,7 @@ def test_a_worker_that_spins_dies_with_the_supervisor(tmp_path):
             children = psutil.Process(service.process.pid).children(recursive=True)
             service.process.kill()
             service.process.wait()
-            _, alive = psutil.wait_procs(children, timeout=10)
+            _, alive = psutil.wait_procs(children, timeout=60)
         for child in alive:
             child.kill()
         assert alive == []
@@ -214,39 +227,34 @@ def test_an_agent_that_spins_is_interrupted_and_its_worker_serves_on(tmp_path):
         status, execution = service.call("POST", "/api/v1/agents/spin/execute", {"input": 1})
 
         assert (status, execution["status"]) == (200, "failed")
-        assert execution["error"].startswith("StepTooLong: It held the event loop for 1.")
+        said = re.match(
+            r"StepTooLong: It held the event loop for (\d+\.\d\d) s; a step may take 1 s", execution["error"]
+        )
+        assert said is not None, execution["error"]
+        assert float(said[1]) >= 1
         assert service.workers() == workers
         metrics = f"http://127.0.0.1:{service.port}/metrics"
         wait_until(lambda: b"headrace_gc_pauses_total" in urllib.request.urlopen(metrics).read())
 
 
-def free_port():
-    """A port that nobody listens on now."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-def answers(port):
-    """Whether the service behind the port says that it is well."""
-    try:
-        return asyncio.run(one_call(port, "GET", "/api/v1/system/health"))[0] == 200
-    except ConnectionError:
-        return False
+def answers(process):
+    """Whether the service, on whatever port it listens, says that it is well."""
+    connections = psutil.Process(process.pid).net_connections("tcp")
+    ports = [each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN]
+    return bool(ports) and asyncio.run(one_call(ports[0], "GET", "/api/v1/system/health"))[0] == 200
 
 
 def test_it_serves_on_when_nobody_reads_what_it_prints(tmp_path):
     """Standard output whose reader has gone and no standard error at all: as after a terminal was closed."""
-    port = free_port()
     read_end, write_end = os.pipe()
-    command = f"exec {sys.executable} -m headrace up --workers 1 --port {port} --directory {tmp_path / 'data'} 2>&-"
+    command = f"exec {sys.executable} -m headrace up --workers 1 --port 0 --directory {tmp_path / 'data'} 2>&-"
     process = subprocess.Popen(["sh", "-c", command], stdout=write_end)
     os.close(write_end)
     os.close(read_end)
     try:
-        wait_until(lambda: process.poll() is not None or answers(port), timeout_s=60)
+        wait_until(lambda: process.poll() is not None or answers(process), timeout_s=100)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -274,13 +282,13 @@ def test_it_wraps_an_application(tmp_path):
 def test_a_stopping_service_answers_what_it_accepted(tmp_path):
     """SIGTERM while an execution runs: the client gets its result."""
     with running(tmp_path, "--workers", "1") as service:
-        service.deploy(
-            "slow", "import asyncio\nasync def Agent(input, context):\n    await asyncio.sleep(1)\n    return 7"
-        )
+        service.deploy("slow", SLOW)
+        begun = tmp_path / "begun"
 
         async def stop_meanwhile():
-            call = asyncio.create_task(one_call(service.port, "POST", "/api/v1/agents/slow/execute", {"input": 1}))
-            await asyncio.sleep(0.3)
+            body = {"input": str(begun)}
+            call = asyncio.create_task(one_call(service.port, "POST", "/api/v1/agents/slow/execute", body))
+            await asyncio.to_thread(wait_until, begun.exists)
             service.process.send_signal(signal.SIGTERM)
             return await call
 

@@ -13,16 +13,21 @@ TOKEN = "a token of more than sixteen characters"
 
 TALKER = """
 import asyncio
+from pathlib import Path
 
 class Agent:
     async def execute(self, input, context):
         text = input if isinstance(input, str) else input["prompt"]
-        for number, word in enumerate(text.split()):
-            context.progress(number + 1, len(text.split()), word)
+        words, _, until = text.partition(" until:")
+        words = words.split()
+        for number, word in enumerate(words):
+            context.progress(number + 1, len(words), word)
             context.emit({"type": "text", "text": word + " "})
             await asyncio.sleep(0.4)
+        while until and not Path(until).exists():
+            await asyncio.sleep(0.05)
         context.state["heard"] = [*context.state.get("heard", []), text]
-        return {"text": f"heard {len(context.state['heard'])}", "data": {"words": len(text.split())}, "usage": {}}
+        return {"text": f"heard {len(context.state['heard'])}", "data": {"words": len(words)}, "usage": {}}
 """
 PARKED = """
 import asyncio
@@ -105,13 +110,14 @@ class Doors:
     def made_key(self, tenant: str, *permissions: str) -> str:
         """A new key."""
         body = {"tenant": tenant, "permissions": permissions}
-        made = httpx.post(f"{self.url}/api/v1/keys", json=body, headers={"authorization": f"Bearer {TOKEN}"})
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        made = httpx.post(f"{self.url}/api/v1/keys", json=body, headers=headers, timeout=60)
         assert made.status_code == 201, made.text
         return str(made.json()["key"])
 
     async def status_becomes(self, agent_id: str, execution_id: str, status: str) -> None:
         """Return when the execution has the status."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 path = f"/api/v1/agents/{agent_id}/executions/{execution_id}"
                 found = await asyncio.to_thread(self.call, "GET", path)

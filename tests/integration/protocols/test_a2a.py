@@ -64,7 +64,7 @@ def data(value):
 async def client_of(doors, agent_id, *, streaming=True, key=None):
     """The SDK's client of an agent, made from the agent's card."""
     headers = {"authorization": f"Bearer {key or doors.key}"}
-    async with httpx.AsyncClient(headers=headers, timeout=20) as http:
+    async with httpx.AsyncClient(headers=headers, timeout=60) as http:
         card = await A2ACardResolver(http, f"{doors.url}/a2a/{agent_id}").get_agent_card()
         factory = ClientFactory(ClientConfig(streaming=streaming, httpx_client=http))
         yield factory.create(card)
@@ -83,7 +83,7 @@ async def answered(client, sent):
 
 async def test_the_card_says_how_to_come_in(doors):
     """The SDK reads it below the agent's URL; the root holds the one that the configuration names."""
-    async with httpx.AsyncClient(headers=doors.headers) as http:
+    async with httpx.AsyncClient(headers=doors.headers, timeout=60) as http:
         card = await A2ACardResolver(http, f"{doors.url}/a2a/adder").get_agent_card()
         root = await A2ACardResolver(http, doors.url).get_agent_card()
         listed = (await http.get(f"{doors.url}/a2a")).json()
@@ -108,7 +108,7 @@ async def test_the_card_says_how_to_come_in(doors):
 
 async def test_the_key_goes_where_the_card_says(doors):
     """A client that knows nothing but the card and a credential for its scheme gets in."""
-    async with httpx.AsyncClient(timeout=20) as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         resolver = A2ACardResolver(http, f"{doors.url}/a2a/adder")
         card = await resolver.get_agent_card(http_kwargs={"headers": doors.headers})
         credentials = InMemoryContextCredentialStore()
@@ -160,10 +160,14 @@ async def test_a_context_is_a_conversation(doors):
     assert [task.artifacts[0].parts[0].text for task in (first, second, other)] == ["heard 1", "heard 2", "heard 1"]
 
 
-async def test_a_stream_tells_the_task_its_words_and_its_end(doors):
+async def test_a_stream_tells_the_task_its_words_and_its_end(doors, tmp_path):
     """The task first, then text as it is written, then the whole output in its place and the final state."""
+    told, end = [], tmp_path / "end"
     async with client_of(doors, "talker") as client:
-        told = await all_of(client.send_message(request(text("to be or"))))
+        async for each in client.send_message(request(text(f"to be or until:{end}"))):
+            told.append(each)
+            if each.HasField("status_update") and each.status_update.status.message.parts:
+                end.touch()
 
     assert told[0].task.status.state == STATES["submitted"]
     artifacts = [each.artifact_update for each in told if each.HasField("artifact_update")]
@@ -183,13 +187,16 @@ async def test_a_stream_tells_the_task_its_words_and_its_end(doors):
     assert notes, "progress is told"
 
 
-async def test_a_task_that_was_left_goes_on_and_is_told_again(doors):
+async def test_a_task_that_was_left_goes_on_and_is_told_again(doors, tmp_path):
     """Closing a stream closes nothing else: whoever subscribes gets the task, and its end."""
+    told, end = [], tmp_path / "end"
     async with client_of(doors, "talker") as client:
-        stream = client.send_message(request(text("a b c d e")))
+        stream = client.send_message(request(text(f"a b c d e until:{end}")))
         task = (await anext(stream)).task
         await stream.aclose()
-        told = await all_of(client.subscribe(SubscribeToTaskRequest(id=task.id)))
+        async for each in client.subscribe(SubscribeToTaskRequest(id=task.id)):
+            told.append(each)
+            end.touch()
         ended = await client.get_task(GetTaskRequest(id=task.id))
         with pytest.raises(UnsupportedOperationError):
             await all_of(client.subscribe(SubscribeToTaskRequest(id=task.id)))
@@ -274,5 +281,6 @@ async def test_a_task_of_another_tenant_is_not_there(doors):
         httpx.get,
         f"{doors.url}/a2a/adder/.well-known/agent-card.json",
         headers={"authorization": f"Bearer {stranger}"},
+        timeout=60,
     )
     assert answer.status_code == 404

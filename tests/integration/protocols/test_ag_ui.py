@@ -34,11 +34,11 @@ def run_of(words, *, thread_id=None, run_id=None, **more):
     return run.model_dump(mode="json", by_alias=True)
 
 
-async def events_of(doors, agent_id, run):
-    """The events of a run, each validated."""
+async def events_of(doors, agent_id, run, *, told=lambda event: None):
+    """The events of a run, each validated, and told as it comes."""
     found = []
     async with (
-        httpx.AsyncClient(headers=doors.headers, timeout=20) as http,
+        httpx.AsyncClient(headers=doors.headers, timeout=60) as http,
         http.stream("POST", f"{doors.url}/ag-ui/{agent_id}", json=run) as answer,
     ):
         assert answer.status_code == 200, await answer.aread()
@@ -47,6 +47,7 @@ async def events_of(doors, agent_id, run):
                 event = EVENTS.validate_json(line.removeprefix("data: "), strict=False)
                 assert not event.model_extra, f"{event.type} has no {event.model_extra}"
                 found.append(event)
+                told(event)
     return found
 
 
@@ -55,10 +56,11 @@ def kinds(events, *, without=(EventType.CUSTOM,)):
     return [event.type for event in events if event.type not in without]
 
 
-async def test_a_run_streams_its_text(doors):
+async def test_a_run_streams_its_text(doors, tmp_path):
     """From its beginning to its end, in one message whose pieces come as they are written."""
-    run = run_of("to be")
-    events = await events_of(doors, "talker", run)
+    end = tmp_path / "end"
+    run = run_of(f"to be until:{end}")
+    events = await events_of(doors, "talker", run, told=lambda event: event.type == EventType.CUSTOM and end.touch())
 
     assert kinds(events) == [
         EventType.RUN_STARTED,
@@ -147,7 +149,7 @@ async def test_a_failure_ends_the_run_with_an_error(doors):
 async def test_who_leaves_cancels_the_run(doors):
     """A page has no other way to stop it."""
     run = run_of("stay")
-    async with httpx.AsyncClient(headers=doors.headers, timeout=20) as http:
+    async with httpx.AsyncClient(headers=doors.headers, timeout=60) as http:
         async with http.stream("POST", f"{doors.url}/ag-ui/parked", json=run) as answer:
             assert answer.status_code == 200
             await anext(answer.aiter_lines())
@@ -184,5 +186,5 @@ def test_a_key_must_permit_it(doors):
     watcher, stranger = doors.made_key("acme", "agent:monitor"), doors.made_key("other", "agent:execute")
     for key, status in (("hr_none", 401), (watcher, 403), (stranger, 404)):
         headers = {"authorization": f"Bearer {key}"}
-        answer = httpx.post(f"{doors.url}/ag-ui/talker", json=run_of("hi"), headers=headers)
+        answer = httpx.post(f"{doors.url}/ag-ui/talker", json=run_of("hi"), headers=headers, timeout=60)
         assert answer.status_code == status

@@ -18,7 +18,7 @@ MODERN, LEGACY = "2026-07-28", "2025-11-25"
 async def client_of(doors, *, mode="auto", key=None):
     """The SDK's client of the service."""
     headers = {"authorization": f"Bearer {key or doors.key}"}
-    async with httpx2.AsyncClient(headers=headers, timeout=20) as http:
+    async with httpx2.AsyncClient(headers=headers, timeout=60) as http:
         transport = streamable_http_client(f"{doors.url}/mcp", http_client=http)
         async with Client(transport, mode=mode) as client:
             yield client
@@ -30,7 +30,7 @@ both = pytest.mark.parametrize("mode", ["auto", "legacy"])
 def post(doors, body, headers=None, *, key=None):
     """A request that no SDK would send."""
     accept = {"accept": "application/json, text/event-stream", "authorization": f"Bearer {key or doors.key}"}
-    return httpx.post(f"{doors.url}/mcp", json=body, headers=accept | (headers or {}), timeout=20)
+    return httpx.post(f"{doors.url}/mcp", json=body, headers=accept | (headers or {}), timeout=60)
 
 
 def modern(method, name=None, **params):
@@ -118,7 +118,7 @@ async def test_who_leaves_a_modern_call_cancels_it(doors, tmp_path):
     """Closing the stream is how a modern client says so; the work has stopped."""
     body, headers = modern("tools/call", "witness", arguments={"input": str(tmp_path)})
     async with (
-        httpx.AsyncClient(headers=headers | doors.headers, timeout=20) as http,
+        httpx.AsyncClient(headers=headers | doors.headers, timeout=60) as http,
         http.stream("POST", f"{doors.url}/mcp", json=body) as answer,
     ):
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -129,7 +129,7 @@ async def test_who_leaves_a_modern_call_cancels_it(doors, tmp_path):
 
 async def until_there(path):
     """Return when an agent has left its sign."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not path.exists():
             await asyncio.sleep(0.05)
 
@@ -171,7 +171,7 @@ def test_what_is_no_request_of_this_protocol_has_its_number(doors):
         answer = post(doors, wrong)
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32600)
 
-    got = httpx.get(f"{doors.url}/mcp", headers=doors.headers)
+    got = httpx.get(f"{doors.url}/mcp", headers=doors.headers, timeout=60)
     assert (got.status_code, got.headers["allow"]) == (405, "POST")
 
 

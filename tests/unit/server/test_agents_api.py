@@ -34,7 +34,7 @@ async def Agent(input, context):
     await asyncio.Event().wait()
 """
 ONE = AgentsConfig(
-    tiers=(TierConfig(name="one", executions_max=1, rate_per_s=1, burst=2),),
+    tiers=(TierConfig(name="one", executions_max=1, rate_per_s=0.001, burst=2),),
     tenants=(TenantConfig(name="default", tier="one"),),
 )
 
@@ -403,11 +403,11 @@ async def test_what_becomes_of_an_execution_whose_client_leaves_is_the_clients_c
         await asyncio.sleep(0.01)
     client.leave.set()
     if stream or policy == "cancel":
-        await asyncio.wait_for(request, 5)
+        await asyncio.wait_for(request, 30)
     found = await service.call("GET", "/agents/a/executions/left")
     assert found[1]["status"] == status
     await service.call("DELETE", "/agents/a/executions/left")
-    await asyncio.wait_for(request, 5)
+    await asyncio.wait_for(request, 30)
 
 
 @pytest.mark.parametrize("config", [ONE])

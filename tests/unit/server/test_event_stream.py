@@ -30,7 +30,7 @@ class Reader:
     async def wait_for(self, text):
         while text not in self.text:
             self.got.clear()
-            await asyncio.wait_for(self.got.wait(), 5)
+            await asyncio.wait_for(self.got.wait(), 30)
 
 
 def event(number, *, dropped=0, data=None):
@@ -57,7 +57,7 @@ def source(*events, ends=True, left=None, error=None, tenant="default"):
 async def served(streams, what, reader=None):
     """The whole text of a stream."""
     reader = reader or Reader()
-    await asyncio.wait_for(streams.serve(what, reader.receive, reader.send), 5)
+    await asyncio.wait_for(streams.serve(what, reader.receive, reader.send), 30)
     return reader.text
 
 
@@ -138,7 +138,7 @@ async def test_a_reader_that_takes_nothing_is_dropped():
         if b"id: 1" in message.get("body", b""):
             await asyncio.Event().wait()
 
-    await asyncio.wait_for(EventStreams(stalled_s_max=0.01).serve(source(event(1)), reader.receive, stuck), 5)
+    await asyncio.wait_for(EventStreams(stalled_s_max=0.01).serve(source(event(1)), reader.receive, stuck), 30)
 
 
 async def test_a_failure_in_the_middle_is_told_as_an_event():

@@ -11,6 +11,7 @@ another protocol.
 [1] A2A Protocol Specification v1.0, sections 3 (operations), 5.4 (error codes), 8 (discovery), 9 (JSON-RPC).
 """
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
@@ -242,10 +243,12 @@ class A2ADoor:
         return method
 
     async def _send(self, exchange: Exchange, call: Call, agent_id: str) -> Answer:
+        loop = asyncio.get_running_loop()
+        answer_at = loop.time() + self._wait_s
         request = call.arguments(SendMessageRequest)
         execution = await self._begun(exchange, agent_id, request)
         if request.configuration is None or not request.configuration.return_immediately:
-            execution = await self._executions.end_of(execution, within_s=self._wait_s)
+            execution = await self._executions.end_of(execution, within_s=answer_at - loop.time())
         return answer(success(call.reply_id, {"task": task(execution)}))
 
     async def _send_streaming(self, exchange: Exchange, call: Call, agent_id: str) -> Streamed:

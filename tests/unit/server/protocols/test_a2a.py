@@ -1,12 +1,16 @@
 """The door of A2A in one process: cards, waiting, versions, what a message becomes."""
 
+import asyncio
+
 import msgspec
 import pytest
 
 from headrace.agents import Emitted, Execution
 from headrace.config import ProtocolsConfig, ServerConfig
 from headrace.errors import DatabaseUnavailable
+from headrace.server.protocols import _WAIT
 from headrace.server.protocols.a2a_objects import Message, TaskWords, context_of, input_of, task
+from headrace.server.protocols.executions import Executions
 from headrace.server.protocols.json_rpc import Refused
 from tests.unit.server.protocols.profiles import profile
 
@@ -174,9 +178,10 @@ async def test_a_card_says_where_its_agent_is(opened, url, root_path, expected):
     assert card["supportedInterfaces"] == [{"url": expected, "protocolBinding": "JSONRPC", "protocolVersion": "1.0"}]
 
 
-async def test_who_waits_longer_than_a_request_may_gets_the_task_as_it_is(opened):
+async def test_who_waits_longer_than_a_request_may_gets_the_task_as_it_is(opened, monkeypatch):
     """Its id, to ask again with; and asking again in the same words is the same task."""
-    async with opened(server=ServerConfig(request_timeout_s=0.5)) as doors:
+    monkeypatch.setattr("headrace.server.protocols._WAIT", 0.02)
+    async with opened() as doors:
         await doors.deploy(source=PARKED)
         sent = {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}}
         first = (await doors.a2a("SendMessage", sent)).json()["result"]["task"]
@@ -185,6 +190,28 @@ async def test_who_waits_longer_than_a_request_may_gets_the_task_as_it_is(opened
 
     assert first["status"]["state"] == "TASK_STATE_WORKING"
     assert again["id"] == first["id"] == cancelled["id"]
+
+
+async def test_what_a_task_took_to_begin_is_no_longer_waited_for(doors, monkeypatch):
+    """A database that is slow to write it down does not make of its answer a timeout of the request."""
+    host, told = doors.headrace.rooms.agents, []
+    submit = host.submit
+
+    async def submit_slowly(*values, **more):
+        await asyncio.sleep(0.2)
+        return await submit(*values, **more)
+
+    async def end_of(_executions, execution, *, within_s):
+        told.append(within_s)
+        return execution
+
+    monkeypatch.setattr(host, "submit", submit_slowly)
+    monkeypatch.setattr(Executions, "end_of", end_of)
+    sent = {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}}
+    await doors.a2a("SendMessage", sent)
+
+    (within_s,) = told
+    assert 0 < within_s <= _WAIT * ServerConfig().request_timeout_s - 0.19
 
 
 async def test_a_message_that_was_answered_is_streamed_as_its_task(doors, frames):

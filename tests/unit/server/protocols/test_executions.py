@@ -109,7 +109,10 @@ async def test_who_leaves_stops_the_work_or_not(doors, executions, is_left_cance
 async def test_an_end_is_waited_for_so_long_and_no_longer(doors, executions):
     """Then the execution is told as it is."""
     await doors.deploy("parked", PARKED)
-    execution = await executions.begin("parked", None, tenant="default")
+    execution = await executions.begin("parked", None, tenant="default", execution_id="parked")
+    async with asyncio.timeout(10):
+        while (await executions.find("parked", "parked", tenant="default")).status != "running":
+            await asyncio.sleep(0.01)
 
     assert (await executions.end_of(execution, within_s=0.3)).status == "running"
     await executions.cancel(execution)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = Path(__file__).parent / "faults/agent_node.py"
-LEASE_S = 2.0
-WAIT_S = 60.0
+LEASE_S = 5.0  # longer than a busy machine keeps a living process from renewing it
+WAIT_S = 100.0
 
 
 class Node:
@@ -79,7 +79,7 @@ class Node:
             assert self.process.stdin is not None
             self.process.stdin.close()
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -93,6 +93,8 @@ class Node:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            if not line.endswith("\n"):
+                return  # it was killed in the middle of a word
             said = json.loads(line)
             with self._news:
                 if "ready" in said:

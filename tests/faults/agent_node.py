@@ -58,8 +58,9 @@ async def main(name, config, *urls):
     reader = asyncio.StreamReader(limit=1 << 26)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     options = msgspec.json.decode(config)
+    # Hundreds of submissions at once wait for the few connections, on a busy machine for longer than a request would.
     async with (
-        Database(DatabaseConfig(shards=shards, connections_max=4)) as database,
+        Database(DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=60.0)) as database,
         AgentHost(AgentsConfig(**options), database=database, writer=name, observer=Told()) as host,
         asyncio.TaskGroup() as tasks,
     ):

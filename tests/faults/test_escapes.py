@@ -59,7 +59,7 @@ def attack(body: str, *, is_async: bool = True) -> Source:
 @pytest.fixture
 async def pool() -> AsyncIterator[ProcessPool]:
     config = IsolationConfig(cancel_grace_s=0.2, warm_min=1)
-    async with ProcessPool(config, limits=Limits(memory_bytes=128 << 20, step_s=0.5)) as pool:
+    async with ProcessPool(config, limits=Limits(memory_bytes=128 << 20)) as pool:
         await pool.start(GOOD, Source(agent_id="good", version="1", text="async def Agent(input, context): return 1"))
         yield pool
         await contained(pool)
@@ -67,14 +67,14 @@ async def pool() -> AsyncIterator[ProcessPool]:
 
 async def contained(pool: ProcessPool) -> None:
     """The host is well: a neighbour runs, and the attacker's version runs again in a sound worker."""
-    neighbour = await pool.execute(GOOD, b"0", execution_id="after", deadline_s=5)
+    neighbour = await pool.execute(GOOD, b"0", execution_id="after", deadline_s=60)
     assert (neighbour.status, neighbour.output_json) == ("completed", b"1")
-    again = await pool.execute(EVIL, b'"behave"', execution_id="again", deadline_s=5)
+    again = await pool.execute(EVIL, b'"behave"', execution_id="again", deadline_s=60)
     assert (again.status, again.output_json) == ("completed", b'"fine"')
 
 
 async def outcome_of(
-    pool: ProcessPool, source: Source, *, input: Any = None, deadline_s: float = 5.0, limits: Limits | None = None
+    pool: ProcessPool, source: Source, *, input: Any = None, deadline_s: float = 60.0, limits: Limits | None = None
 ) -> ProcessOutcome:
     await pool.start(EVIL, source, limits)
     return await pool.execute(EVIL, json.dumps(input).encode(), execution_id="evil", deadline_s=deadline_s)
@@ -160,7 +160,7 @@ async def test_a_scratch_space_is_private_and_bounded(pool: ProcessPool) -> None
         first = file.write(b"x" * 1000)
         return [first, tried(file.write, b"x" * 10_000_000), os.listdir("/scratch")]
     """
-    outcome = await outcome_of(pool, attack(body), limits=Limits(scratch_bytes=1 << 20, step_s=0.5))
+    outcome = await outcome_of(pool, attack(body), limits=Limits(scratch_bytes=1 << 20))
 
     first, rest, listing = json.loads(outcome.output_json or b"null")
     assert first == 1000
@@ -338,7 +338,7 @@ async def test_a_flood_of_events_leaves_the_host_its_time(pool: ProcessPool, eve
     await pool.start(EVIL, attack(body))
     began, cpu_began = time.monotonic(), time.process_time()
 
-    outcome = await pool.execute(EVIL, b"0", execution_id="evil", deadline_s=20, on_event=heard.append)
+    outcome = await pool.execute(EVIL, b"0", execution_id="evil", deadline_s=60, on_event=heard.append)
 
     assert (outcome.status, outcome.output_json) == ("completed", b'"said"')
     assert len(heard) > 10
@@ -368,7 +368,7 @@ async def test_a_step_that_does_not_end_is_ended(pool: ProcessPool, loop: str) -
     outcome = await outcome_of(pool, attack(loop), deadline_s=60)
 
     assert outcome.status == "failed"
-    assert "kept its event loop for more than 0.5 s" in str(outcome.error)
+    assert "kept its event loop for more than 2 s" in str(outcome.error)
     assert pool.statistics().hogs == 1
 
 
@@ -397,9 +397,9 @@ async def test_the_others_of_a_hogs_worker_are_interrupted(pool: ProcessPool) ->
 
 async def test_a_thread_that_does_not_end_is_ended_at_its_deadline(pool: ProcessPool) -> None:
     """A synchronous agent cannot be cancelled, so its worker is killed a grace after the deadline."""
-    outcome = await outcome_of(pool, attack("while True: pass", is_async=False), deadline_s=0.3)
+    outcome = await outcome_of(pool, attack("while True: pass", is_async=False), deadline_s=1.0)
 
-    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 0.3 s; its worker was killed.")
+    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 1 s; its worker was killed.")
 
 
 async def test_an_agent_that_swallows_its_cancellation_is_ended(pool: ProcessPool) -> None:
@@ -428,7 +428,7 @@ async def test_cpu_time_is_bounded_for_the_life_of_a_worker(pool: ProcessPool) -
     """The kernel kills what uses up its CPU time, whatever the deadlines are."""
     source = attack("while True: pass", is_async=False)
 
-    outcome = await outcome_of(pool, source, deadline_s=30, limits=Limits(cpu_s=1))
+    outcome = await outcome_of(pool, source, deadline_s=90, limits=Limits(cpu_s=1))
 
     assert (outcome.status, outcome.error) == ("failed", "Its worker ended: it used up its CPU time (Limits.cpu_s).")
 
@@ -446,7 +446,7 @@ async def test_a_gigabyte_printed_is_counted_and_dropped(pool: ProcessPool) -> N
     await pool.start(EVIL, attack(body))
 
     outcome = await pool.execute(
-        EVIL, b"0", execution_id="loud", deadline_s=30, on_output=lambda _, text: said.append(text)
+        EVIL, b"0", execution_id="loud", deadline_s=90, on_output=lambda _, text: said.append(text)
     )
 
     assert outcome.output_json == b'"printed"'
@@ -472,7 +472,7 @@ async def test_a_gigabyte_of_result_fails_the_execution(pool: ProcessPool) -> No
         pool,
         attack('return ["x" * 1000] * (1 << 20)'),
         limits=Limits(memory_bytes=128 << 20, step_s=20),
-        deadline_s=20,
+        deadline_s=60,
     )
 
     assert outcome.status == "failed"
@@ -483,14 +483,15 @@ async def test_stopping_itself_ends_at_the_deadline(pool: ProcessPool) -> None:
     """SIGSTOP to itself is refused; a worker that is stopped from outside is killed like one that hangs."""
     assert await answer_of(pool, attack("return tried(os.kill, os.getpid(), signal.SIGSTOP)")) == "EPERM"
     await pool.stop(EVIL)
-    await pool.start(EVIL, attack("await asyncio.sleep(60)"))
-    call = asyncio.ensure_future(pool.execute(EVIL, b"0", execution_id="stopped", deadline_s=0.3))
-    while not pool.statistics().executing:
-        await asyncio.sleep(0.01)
+    await pool.start(EVIL, attack("context.emit('begun')\nawait asyncio.sleep(60)"))
+    (pid,) = pool.pids(EVIL)
 
-    os.kill(pool.pids(EVIL)[0], signal.SIGSTOP)
+    def stop(_event: bytes) -> None:
+        os.kill(pid, signal.SIGSTOP)
 
-    assert (await call).status == "timeout"
+    outcome = await pool.execute(EVIL, b"0", execution_id="stopped", deadline_s=3.0, on_event=stop)
+
+    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 3 s; its worker was killed.")
 
 
 @pytest.mark.parametrize(
@@ -521,7 +522,7 @@ for descriptor in range(3, 64):
             host.setblocking(False)
     except OSError:
         continue
-await asyncio.sleep(60)
+await asyncio.sleep(100)
 """
 
 
@@ -546,7 +547,7 @@ await asyncio.sleep(60)
 )
 async def test_a_forged_frame_ends_the_worker(pool: ProcessPool, forged: str) -> None:
     """What the protocol does not have, written onto the descriptors that a worker holds, costs it its life."""
-    outcome = await outcome_of(pool, attack(FORGE.format(forged=forged)), deadline_s=20)
+    outcome = await outcome_of(pool, attack(FORGE.format(forged=forged)))
 
     assert outcome.status == "failed"
     assert "Its worker ended: it sent" in str(outcome.error)
@@ -562,7 +563,7 @@ async def test_a_forged_result_is_one_line(pool: ProcessPool) -> None:
 
 async def test_closing_every_descriptor_ends_the_worker(pool: ProcessPool) -> None:
     """A worker that hangs up on its host is killed."""
-    outcome = await outcome_of(pool, attack("os.closerange(0, 64)\nawait asyncio.sleep(60)"), deadline_s=20)
+    outcome = await outcome_of(pool, attack("os.closerange(0, 64)\nawait asyncio.sleep(100)"))
 
     assert outcome.status == "failed"
 
@@ -574,7 +575,7 @@ async def test_a_dead_zygote_is_replaced_and_its_workers_go_on(pool: ProcessPool
     """The death of the zygote stops no execution, and a new one forks the next worker."""
     body = "await asyncio.sleep(0.3)\nreturn 7"
     await pool.start(EVIL, attack(body))
-    call = asyncio.ensure_future(pool.execute(EVIL, b"0", execution_id="running", deadline_s=5))
+    call = asyncio.ensure_future(pool.execute(EVIL, b"0", execution_id="running", deadline_s=60))
     first = pool.zygote_pid
     assert first is not None
 

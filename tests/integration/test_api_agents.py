@@ -20,6 +20,13 @@ async def Agent(input, context):
     await asyncio.sleep(input)
     return context.version
 """
+GATED = """
+import asyncio, os
+async def Agent(input, context):
+    while not os.path.exists(input):
+        await asyncio.sleep(0.02)
+    return context.version
+"""
 COUNTING = """
 import asyncio
 async def Agent(input, context):
@@ -30,11 +37,12 @@ async def Agent(input, context):
     return input
 """
 BLOCKING = """
-import time
+import os, time
 class Agent:
     def execute(self, input, context):
         context.emit("begun")
-        time.sleep(input)
+        while not os.path.exists(input):
+            time.sleep(0.02)
         return "done"
 """
 UNHEALTHY = (
@@ -70,28 +78,30 @@ def ended(service, execution):
 
 def test_a_cold_agent_answers_within_a_second_and_a_warm_one_within_50_ms(service):
     """From the deployment to the first answer, and from then on; the row of the largest tier."""
-    began = time.perf_counter()
-    service.deploy("temperature", VERSIONED.format(0))
-    assert service.call("POST", "/api/v1/agents/temperature/execute", {})[0] == 200
-    cold_s = time.perf_counter() - began
+    cold_s = []
+    for number in range(5):
+        began = time.perf_counter()
+        service.deploy(f"temperature-{number}", VERSIONED.format(number))
+        assert service.call("POST", f"/api/v1/agents/temperature-{number}/execute", {})[0] == 200
+        cold_s.append(time.perf_counter() - began)
 
     async def warm():
         connection = await Connection.open(service.port)
         took = []
         for _ in range(100):
             began = time.perf_counter()
-            status, _ = await connection.call("POST", "/api/v1/agents/temperature/execute", {})
+            status, _ = await connection.call("POST", "/api/v1/agents/temperature-0/execute", {})
             took.append(time.perf_counter() - began)
             assert status == 200
         await connection.close()
         return took
 
     took = asyncio.run(warm())
-    assert cold_s < 1.0
+    assert statistics.median(cold_s) < 1.0
     assert statistics.median(took) < 0.05
 
 
-async def test_switching_versions_under_load_fails_no_request(service):
+async def test_switching_versions_under_load_fails_no_request(service, tmp_path):
     """Deployments, a failed one, a canary, a roll-back: all answers are results, and an old run ends as it began."""
 
     async def call(method, path, body=None):
@@ -100,8 +110,12 @@ async def test_switching_versions_under_load_fails_no_request(service):
     async def deploy(source, version):
         return await call("POST", "/deploy", deploy_body("switched", source, version))
 
-    assert (await deploy(PARKED, "1.0.0"))[0] == 201
-    _, old = await call("POST", "/switched/execute", {"input": 2, "async": True})
+    async def executed():
+        return sum(step["executions"] for step in (await call("GET", "/switched/metrics?granularity=1m"))[1]["steps"])
+
+    gate = tmp_path / "gate"
+    assert (await deploy(GATED, "1.0.0"))[0] == 201
+    _, old = await call("POST", "/switched/execute", {"input": str(gate), "async": True, "timeout": 100})
     while (await call("GET", f"/switched/executions/{old['execution_id']}"))[1]["status"] != "running":
         await asyncio.sleep(0.02)
     assert (await deploy(VERSIONED.format(2), "2.0.0"))[0] == 201
@@ -118,6 +132,9 @@ async def test_switching_versions_under_load_fails_no_request(service):
     assert (await call("PUT", "/switched/versions/5.0.0", {}))[1]["status"] == "deployed"
     status, agent = await call("POST", "/switched/rollback", {})
     assert (status, agent["version"]) == (200, "3.0.0")
+    while await executed() <= 20:
+        await asyncio.sleep(0.05)
+    gate.touch()
     while (await call("GET", f"/switched/executions/{old['execution_id']}"))[1]["finished_at"] is None:
         await asyncio.sleep(0.05)
     stop.set()
@@ -126,7 +143,9 @@ async def test_switching_versions_under_load_fails_no_request(service):
     assert len(done.acknowledged) > 20
     _, finished = await call("GET", f"/switched/executions/{old['execution_id']}")
     assert (finished["status"], finished["output"]) == ("completed", "1.0.0")
-    assert (await call("POST", "/switched/execute", {}))[1]["output"] == "3.0.0"
+    async with asyncio.timeout(30):  # the other worker sees the switch within a second
+        while (await call("POST", "/switched/execute", {}))[1]["output"] != "3.0.0":
+            await asyncio.sleep(0.05)
 
 
 def test_a_cancelled_execution_has_stopped(service):
@@ -140,24 +159,24 @@ def test_a_cancelled_execution_has_stopped(service):
         assert ended(service, execution)["status"] == "cancelled"
 
 
-def test_a_thread_that_cannot_be_stopped_is_cancelling_until_it_returns(service):
+def test_a_thread_that_cannot_be_stopped_is_cancelling_until_it_returns(service, tmp_path):
     """Nobody is told that it is over while it goes on."""
     service.deploy("blocking", BLOCKING)
-    execution = submitted(service, "blocking", 2.5)
+    gate = tmp_path / "gate"
+    execution = submitted(service, "blocking", str(gate), timeout=100)
     wait_until(lambda: service.call("GET", f"{execution['status_url']}/logs")[1]["lines"])
-    began = time.monotonic()
     status, answered = service.call("POST", f"{execution['status_url']}/cancel", {})
     assert (status, answered["finished_at"]) == (202, None)
-    seen = set()
+    seen = []
 
-    def is_over():
-        seen.add(service.call("GET", execution["status_url"])[1]["status"])
-        return seen & {"cancelled", "completed"}
+    def sees(status):
+        seen.append(service.call("GET", execution["status_url"])[1]["status"])
+        return seen.count(status) >= 5
 
-    wait_until(is_over)
-    assert "cancelled" in seen
-    assert seen <= {"running", "cancelling", "cancelled"}
-    assert time.monotonic() - began > 0.5
+    wait_until(lambda: sees("cancelling"))
+    assert set(seen) <= {"running", "cancelling"}
+    gate.touch()
+    assert ended(service, execution)["status"] == "cancelled"
 
 
 def test_events_are_resumed_on_any_worker_without_a_gap_or_a_repeat(service):

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,19 @@ def headrace(*arguments, environment=None):
         [sys.executable, "-m", "headrace", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         env={**os.environ, "COLUMNS": "120", **(environment or {})},
         check=False,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture
+def refusing_port():
+    """A port where nobody listens, and that nobody else gets meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.fixture
@@ -106,9 +115,9 @@ def test_a_mistake_is_told_with_its_fix(agents, arguments, said):
     assert "Traceback" not in printed
 
 
-def test_a_service_that_is_not_there_is_told(unused_tcp_port):
+def test_a_service_that_is_not_there_is_told(refusing_port):
     """With the command that starts one."""
-    code, printed = headrace("agents", "--url", f"http://127.0.0.1:{unused_tcp_port}", "list")
+    code, printed = headrace("agents", "--url", f"http://127.0.0.1:{refusing_port}", "list")
     assert code == 1
     assert "headrace up" in printed
 
@@ -123,9 +132,9 @@ def test_doctor_tells_what_is_there_and_in_force():
     assert {"findings", "settings"} == set(json.loads(printed))
 
 
-def test_doctor_asks_the_configured_servers(service, unused_tcp_port):
+def test_doctor_asks_the_configured_servers(service, refusing_port):
     """One that does not answer is missing, and that is the exit code."""
-    environment = {"HEADRACE_CACHE_REMOTE_URL": f"redis://127.0.0.1:{unused_tcp_port}/0"}
+    environment = {"HEADRACE_CACHE_REMOTE_URL": f"redis://127.0.0.1:{refusing_port}/0"}
     code, printed = headrace("doctor", environment=environment)
     assert code == 1
     assert "is away" in printed

@@ -33,7 +33,7 @@ def agents(service):
             [sys.executable, "-m", "headrace", "agents", "--url", service.url, *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             env={**os.environ, "COLUMNS": "200"},
             check=False,
         )
@@ -86,11 +86,15 @@ def test_a_canary_is_tried_promoted_and_rolled_back(agents, tmp_path):
     file.write_text(TALKER + "# 2")
     code, printed, _ = agents("canary", "cli-canary", "2.0.0", "--share", "25", "--file", str(file))
     assert (code, "on trial" in printed) == (0, True)
-    shown = json.loads(agents("show", "cli-canary", "--json")[1])
-    assert (shown["version"], shown["canary"]["traffic_percentage"]) == ("1.0.0", 25.0)
-    assert "2.0.0" in agents("show", "cli-canary")[1]
+
+    def shows(version, share):
+        shown = json.loads(agents("show", "cli-canary", "--json")[1])
+        return (shown["version"], shown["canary"] and shown["canary"]["traffic_percentage"]) == (version, share)
+
+    wait_until(lambda: shows("1.0.0", 25.0))  # any worker answers, and sees within a second what another one did
+    wait_until(lambda: "2.0.0" in agents("show", "cli-canary")[1])
     assert "deployed" in agents("canary", "cli-canary", "--promote")[1]
-    assert json.loads(agents("show", "cli-canary", "--json")[1])["version"] == "2.0.0"
+    wait_until(lambda: shows("2.0.0", None))
     assert "1.0.0" in agents("rollback", "cli-canary")[1]
     agents("canary", "cli-canary", "2.0.0")
     assert "1.0.0" in agents("canary", "cli-canary", "--abort")[1]
@@ -120,8 +124,8 @@ def test_an_agent_is_taken_out_of_service(agents, tmp_path):
     assert agents("undeploy", "cli-gone")[0] == 1
     assert agents("show", "cli-gone")[0] == 0
     assert "out of service" in agents("undeploy", "cli-gone", "--yes")[1]
-    code, _, said = agents("show", "cli-gone")
-    assert (code, "No agent 'cli-gone'" in said) == (1, True)
+    wait_until(lambda: agents("show", "cli-gone")[0] == 1)
+    assert "No agent 'cli-gone'" in agents("show", "cli-gone")[2]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_no_bit_can_be_flipped(store):
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_splice_of_genuine_records_is_taken(store, data):
     """Cut, lengthened, mixed or moved: unless it is the genuine one again."""
     first, second = (data.draw(st.sampled_from(list(store.genuine.values()))) for _ in range(2))
@@ -84,7 +84,7 @@ def test_no_splice_of_genuine_records_is_taken(store, data):
 
 
 @given(st.binary(max_size=2_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_bytes_make_the_cache_raise(store, data):
     """Whatever lies in the directory is a miss at worst."""
     assert store.offered(data) is None
@@ -116,7 +116,7 @@ def test_keys_are_equal_only_where_all_ingredients_are(one, other):
 
 
 @given(st.text(max_size=300) | st.text("([{x=:\n '\"\\#,-", max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
 def test_any_text_compiles_or_is_refused(text):
     """Nothing else comes out of it."""

@@ -22,7 +22,6 @@ def recorded(durations):
     return histogram.distribution()
 
 
-@settings(deadline=None)
 @given(samples, st.sampled_from([0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99]), st.integers(1, 40))
 def test_a_quantile_is_within_one_point_one_percent(durations, q, copies):
     """Whatever the samples, a quantile that is told differs from the nearest-rank one by at most 1.083 %."""
@@ -37,7 +36,7 @@ def test_a_quantile_is_within_one_point_one_percent(durations, q, copies):
         assert abs(told - exact) <= exact * (ERROR + 1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.3, 3.0), st.floats(-6.0, 0.0), st.integers(0, 2**32))
 def test_the_bound_holds_for_the_tail_of_a_heavy_distribution(spread, median_log, seed):
     """p50, p95 and p99 of thousands of log-normal latencies are within the bound, where they are within the range."""
@@ -50,7 +49,6 @@ def test_the_bound_holds_for_the_tail_of_a_heavy_distribution(spread, median_log
         assert abs(distribution.quantile(q) - exact) <= exact * (ERROR + 1e-9)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(anything, max_size=30), max_size=6))
 def test_merging_parts_equals_recording_all(parts):
     """However samples are spread over workers, and in whatever order they are merged, the result is the same."""
@@ -59,7 +57,6 @@ def test_merging_parts_equals_recording_all(parts):
     assert merged == recorded([duration for part in parts for duration in part])
 
 
-@settings(deadline=None)
 @given(st.lists(anything, max_size=30), st.lists(anything, max_size=30))
 def test_subtraction_undoes_addition(earlier, later):
     """What came since a reading is exactly what was recorded since, or the order is wrong and nothing is told."""
@@ -72,7 +69,6 @@ def test_subtraction_undoes_addition(earlier, later):
         assert before.since(after) is None
 
 
-@settings(deadline=None)
 @given(st.lists(anything, max_size=40))
 def test_keeping_loses_nothing(durations):
     """Packed and unpacked, it is what it was."""
@@ -81,7 +77,6 @@ def test_keeping_loses_nothing(durations):
     assert Distribution.unpack(distribution.pack()) == distribution
 
 
-@settings(deadline=None)
 @given(st.lists(anything, min_size=1, max_size=60))
 def test_the_cells_agree_with_each_other(durations):
     """Counts are those of the samples: in all, over each promise, and up to each power of two."""

@@ -127,6 +127,6 @@ class MemoryMachine(RuleBasedStateMachine):
 def test_it_never_invents(policy):
     """For every policy, over random calls."""
     machine = type(f"{policy.title()}Machine", (MemoryMachine,), {"policy": policy}).TestCase
-    machine.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+    machine.settings = settings(max_examples=60, stateful_step_count=60)
     machine("runTest").runTest()
     assert machine.settings.max_examples == 60

@@ -383,7 +383,7 @@ def replay(policy: EvictionPolicy, slow: Slow, bound: int, rng: random.Random) -
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(bound=st.integers(1, 40), seed=st.integers(0, 2**32))
 def test_a_policy_evicts_what_its_slow_twin_evicts(name, bound, seed):
     """Call by call over mixed traffic, long enough for periods of counting to end and for rules to change."""
@@ -391,7 +391,7 @@ def test_a_policy_evicts_what_its_slow_twin_evicts(name, bound, seed):
     assert replay(policy(), slow(), bound, random.Random(seed)) > 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 20), st.integers(0, 2**32))
 def test_frequencies_tell_exact_counts_where_no_keys_share_counters(bound, seed):
     """Beside a dict of counts that are halved every ten accesses for each node, from the first eviction on."""

@@ -72,7 +72,7 @@ def maps(draw):
     return ShardMap.of(configured(strategy, shards)), draw(st.lists(keys))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps(), st.lists(weights, max_size=4))
 def test_every_key_has_exactly_one_shard_at_any_epoch(made, changes):
     """Whatever is rebalanced: its slot stays, lies in the map, and names one shard that is there."""
@@ -89,7 +89,7 @@ def test_every_key_has_exactly_one_shard_at_any_epoch(made, changes):
             assert placement.epoch == current.epoch == epoch
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(integers, min_size=1, max_size=9, unique=True), st.lists(integers))
 def test_ranges_have_neither_gap_nor_overlap(limits, some_keys):
     """Of the ranges as they are written, exactly one holds a key, and that is the one of its slot."""
@@ -105,7 +105,7 @@ def test_ranges_have_neither_gap_nor_overlap(limits, some_keys):
         assert holding == [shard_map.locate(key).shard]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(weights, weights)
 def test_a_change_moves_exactly_the_theoretical_minimum(before, after):
     """From any weights to any others, shards added and drained among them: not one slot more than must."""
@@ -114,7 +114,7 @@ def test_a_change_moves_exactly_the_theoretical_minimum(before, after):
     assert len(current.moves_to(following)) == least_moves(current.shards, after)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=64), weights)
 def test_the_minimum_is_reached_from_any_placement(current, shards):
     """Also from one that no weights have made."""
@@ -123,7 +123,7 @@ def test_the_minimum_is_reached_from_any_placement(current, shards):
     assert moved == least_moves(current, shards)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(weights, st.integers(0, 4096), st.data())
 def test_weights_are_shares(shards, slots, data):
     """Every count is the exact share, rounded down or up, whatever is held before, and together they are all."""
@@ -133,7 +133,7 @@ def test_weights_are_shares(shards, slots, data):
     assert all(bounds[name][0] <= counts[name] <= bounds[name][1] for name in shards)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 6), st.floats(0.25, 4))
 def test_a_new_shard_takes_slots_and_nobody_else_does(count, weight):
     """Whatever moves when a shard is added moves to that shard: its share of 4096, rounded."""
@@ -145,7 +145,7 @@ def test_a_new_shard_takes_slots_and_nobody_else_does(count, weight):
     assert abs(len(moved) - 4096 * weight / (count + weight)) < 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(names, st.sampled_from([1.0, 2.0, 0.5]), min_size=1, max_size=6))
 def test_everybody_plans_the_same(shards):
     """The order in which shards are configured means nothing."""
@@ -156,7 +156,7 @@ def test_everybody_plans_the_same(shards):
     assert planned.rebalanced(grown) == planned.rebalanced(dict(reversed(grown.items())))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(maps())
 def test_a_rule_survives_being_kept(made):
     """What is written into the shards and read again gives every key the same slot."""
@@ -166,7 +166,7 @@ def test_a_rule_survives_being_kept(made):
     assert [again.slot(key) for key in some_keys] == [shard_map.slot(key) for key in some_keys]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(keys)
 def test_a_key_survives_being_written(key):
     """Its kind and its value."""
@@ -174,7 +174,7 @@ def test_a_key_survives_being_written(key):
     assert kind_of(read(*written(key))) == kind_of(key)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(weights, st.lists(keys, min_size=1, unique_by=lambda key: (kind_of(key), key)))
 def test_a_key_that_gets_a_shard_of_its_own_moves_nobody(shards, listed):
     """In a directory that refuses others, each assignment is one more slot, and every earlier key stays."""

@@ -47,6 +47,8 @@ _UNFIT_FIRST_S, _UNFIT_MAX_S = 1.0, 30.0
 _OTHERS_S = 600.0
 """How long others are given for it in all."""
 _UNFIT_KNOWN_MAX = 10_000
+_TICK_S = 1e-6
+"""The finest time that the store keeps, by which it tells beginnings apart."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -100,6 +102,7 @@ class Acceptance:
         """Of those the ones on record that wait for their turn, until somebody cancels them."""
         self._unfit: dict[Key, float] = {}
         """What this node could not isolate and left to others, and when it first did."""
+        self._started_at = 0.0
 
     async def settle(self) -> None:
         """Let what is being claimed begin."""
@@ -165,9 +168,14 @@ class Acceptance:
         finally:
             run.cancel()
         await run.wait(within_s=self._config.cancel_grace_s)
-        if run.execution.status == "queued":  # it failed just before, and was to be tried again
+        if not run.is_finished:
+            # Its agent may have stopped already. How it ended is nobody's to tell before it is on record.
+            held = run.execution
+            return msgspec.structs.replace(held, status="cancelling", output_json=None, error=None, finished_at=None)
+        ended = await run.end()
+        if ended.status == "queued":  # it failed just before, and was to be tried again
             return await self._store.execution(tenant, agent_id, execution_id)
-        return msgspec.structs.replace(run.execution)
+        return msgspec.structs.replace(ended)
 
     def stop(self, key: Key) -> asyncio.Task[Any] | None:
         """Ask what runs here to stop, and what waits here for its turn not to begin; the task of the latter."""
@@ -272,6 +280,7 @@ class Acceptance:
         step.add_done_callback(lambda _: self._versions.release(loaded))
         self.claims[step] = (execution.tenant, execution.id)
         step.add_done_callback(self.claims.pop)
+        step.add_done_callback(lambda step: step.cancelled() or step.exception())  # the caller may have left
         return await asyncio.shield(step)
 
     async def _claim_and_begin(
@@ -394,7 +403,7 @@ class Acceptance:
                 undo.callback(self._states.end, execution)
             execution.status, execution.version = "running", loaded.definition.version
             execution.attempt += 1
-            execution.started_at = self._runs.now()
+            execution.started_at = self._new_start()
             if await self._store.begin(submission):
                 value = msgspec.json.decode(submission.input_json or b"null")
                 self._runs.begin(
@@ -405,6 +414,13 @@ class Acceptance:
                 return
         # Not ours any more. If it is all the same, like what was taken twice and refused once, nobody else runs it.
         await self._give_back(submission, delay_s=0)
+
+    def _new_start(self) -> float:
+        """Now, but not the time of the beginning before, which may be of another taking of the same execution."""
+        now = self._runs.now()
+        is_taken = now <= self._started_at < now + 1  # further ahead, the clock was set back
+        self._started_at = round(self._started_at + _TICK_S, 6) if is_taken else now
+        return self._started_at
 
     @staticmethod
     def _hold(loaded: Loaded) -> None:
@@ -447,7 +463,7 @@ class Acceptance:
         try:
             await self._store.give_back(submission, delay_s=delay_s)
         except BackendError:
-            return  # it goes back when the queue asks what it has, or when the lease ends
+            self._membership.doubt(self._store.shard_of(submission.key[0]))  # ours on record, and nobody begins it
 
     async def _end_refused(self, submission: Submission, error: HeadraceError) -> None:
         await self._end(submission, error.message, "cancelled" if isinstance(error, AgentNotFound) else "failed")
@@ -459,7 +475,7 @@ class Acceptance:
         try:
             await self._store.finish(execution, owner=submission.owner)
         except BackendError:
-            return  # others find it when the lease ends
+            self._membership.doubt(self._store.shard_of(execution.tenant))  # ours on record, and nobody runs it
 
 
 def _digest(request: Request) -> str:

@@ -163,6 +163,7 @@ class AgentHost:
             clock=self._clock,
             observer=self._observer,
             ended=self._ended,
+            doubt=lambda shard: self._membership.doubt(shard),
         )
 
     def _make_trials(self, writer: str) -> Trials:
@@ -325,9 +326,12 @@ class AgentHost:
         """A version as it was deployed, with its capabilities."""
         return await self._versions.version(tenant or "default", agent_id, version)
 
-    async def agent(self, agent_id: str, *, tenant: str | None = None) -> Agent:
-        """The agent, with the version that is in service."""
-        return await self._versions.in_service(tenant or "default", agent_id)
+    async def agent(self, agent_id: str, *, tenant: str | None = None, fresh: bool = False) -> Agent:
+        """The agent, with the version that is in service.
+
+        With a cache it may be up to a second old; `fresh` is for who decides by it what to switch to.
+        """
+        return await self._versions.in_service(tenant or "default", agent_id, fresh=fresh)
 
     async def load(self, agent_id: str, *, tenant: str | None = None) -> None:
         """Have the version in service loaded in this process, before it is first executed or instantiated here."""

@@ -123,8 +123,9 @@ class Membership:
         beat = await self._store.beat(shard, owner, lease_s=self._config.node_lease_s, tenants=tenants)
         if not beat.is_member:
             del self._owners[shard]
-            self._observer.on(NodeFenced(shard, owner, self._interrupt(owner)))
+            runs = self._interrupt(owner)
             await self._try_to_join(shard)
+            self._observer.on(NodeFenced(shard, owner, runs))
             return
         await self._disown_unknown(shard, owner)
         for key in beat.cancelled:
@@ -133,7 +134,7 @@ class Membership:
         mine = [tenant for tenant in tenants if self._store.shard_of(tenant) == shard]
         self._admission.learn(max(self._living.values()), beat.ledgers, asked=mine, wall=self._clock.wall())
         reaped = await self._store.reap(
-            shard, retry_first_s=self._config.retry_first_s, retry_max_s=self._config.retry_max_s
+            shard, owner, retry_first_s=self._config.retry_first_s, retry_max_s=self._config.retry_max_s
         )
         if reaped.nodes or reaped.returned or reaped.ended:
             self._observer.on(NodesLost(shard, reaped.nodes, reaped.returned, reaped.ended))

@@ -293,8 +293,8 @@ class AgentStore(Protocol):
     async def beat(self, shard: str, node: str, *, lease_s: float, tenants: Sequence[str]) -> Beat:
         """Renew the lease."""
 
-    async def reap(self, shard: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
-        """End the nodes whose lease is over, and decide what becomes of their executions."""
+    async def reap(self, shard: str, node: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
+        """End the other nodes whose lease is over, and decide what becomes of the executions of dead ones."""
 
     async def leave(self, shard: str, node: str) -> None:
         """End one's own lease."""

@@ -128,11 +128,11 @@ class Versions:
         self._observer.on(AgentUndeployed(agent_id, cancelled))
         return cancelled
 
-    async def in_service(self, tenant: str, agent_id: str) -> Agent:
-        """The agent, as old as the cache lets it be."""
+    async def in_service(self, tenant: str, agent_id: str, *, fresh: bool = False) -> Agent:
+        """The agent, as old as the cache lets it be; `fresh`, as it is on record."""
         load_agent = partial(self._store.agent, tenant, agent_id)
         agent: Agent | None
-        if self._cache is None:
+        if self._cache is None or fresh:
             agent = await load_agent()
         else:
             agent = await self._cache.get_or_load(f"agent:{tenant}/{agent_id}", load_agent, type=Agent | None)

@@ -213,7 +213,7 @@ class DeploymentsApi:
         agent_id, version, tenant = agent_id_of(exchange), version_of(exchange), exchange.tenant
         request = await exchange.body(_update_decoder)
         request.check(self._host.config)
-        agent = await self._host.agent(agent_id, tenant=tenant)
+        agent = await self._host.agent(agent_id, tenant=tenant, fresh=True)
         is_on_trial = agent.canary is not None and agent.canary.version == version
         if request.strategy == "blue_green" and request.agent_code is None and is_on_trial:
             return await self._promote(exchange, agent)
@@ -245,7 +245,7 @@ class DeploymentsApi:
         """One step back, or to a version."""
         agent_id, tenant = agent_id_of(exchange), exchange.tenant
         request = await exchange.body(_rollback_decoder)
-        agent = await self._host.agent(agent_id, tenant=tenant)
+        agent = await self._host.agent(agent_id, tenant=tenant, fresh=True)
         if request.version is None and agent.canary is not None:
             back = await self._host.abort(agent_id, reason=request.reason, tenant=tenant)
             await self._close_trial(tenant, agent_id, agent.canary.trial, promoted=False)
@@ -354,7 +354,7 @@ class DeploymentsApi:
 
     async def _serving(self, tenant: str, agent_id: str) -> str | None:
         try:
-            return (await self._host.agent(agent_id, tenant=tenant)).version
+            return (await self._host.agent(agent_id, tenant=tenant, fresh=True)).version
         except AgentNotFound:
             return None
 

@@ -2,8 +2,10 @@
 
 import pytest
 
-from headrace.agents import AgentHost
+from headrace.agents import AgentHost, AgentsConfig
 from headrace.errors import AgentInvalid
+
+PATIENT = AgentsConfig(load_timeout_s=100.0)  # the first import of a framework, uncompiled, is slow
 
 AGNO_MODEL = """
 from agno.agent import Agent as AgnoAgent
@@ -109,7 +111,7 @@ agent = StateGraph(State, context_schema=Deps).add_node("add", add).add_edge(STA
 
 async def executed(source, value):
     """The finished execution of an agent object called `agent`."""
-    async with AgentHost() as host:
+    async with AgentHost(PATIENT) as host:
         await host.deploy("a", source, version="1.0.0", entrypoint="agent")
         return await host.execute("a", value)
 
@@ -238,6 +240,6 @@ async def test_a_graph_may_put_out_text():
 )
 async def test_what_cannot_be_hosted_is_refused_when_it_is_deployed(source, named):
     """Not at its first execution."""
-    async with AgentHost() as host:
+    async with AgentHost(PATIENT) as host:
         with pytest.raises(AgentInvalid, match=named):
             await host.deploy("a", source, version="1.0.0", entrypoint="agent")

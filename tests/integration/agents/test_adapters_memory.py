@@ -2,7 +2,9 @@
 
 import pytest
 
-from headrace.agents import AgentHost
+from headrace.agents import AgentHost, AgentsConfig
+
+PATIENT = AgentsConfig(load_timeout_s=100.0)  # the first import of a framework, uncompiled, is slow
 
 # Each of these agents answers with the number of user messages that its model is shown.
 AGNO = """
@@ -58,7 +60,7 @@ SOURCES = {"agno": AGNO, "pydantic-ai": PYDANTIC_AI, "langgraph": LANGGRAPH}
 @pytest.fixture(params=SOURCES)
 async def host(request):
     """A host with an agent `a` of one of the frameworks, deployed by two tenants."""
-    async with AgentHost() as host:
+    async with AgentHost(PATIENT) as host:
         for tenant in ("default", "other"):
             await host.deploy("a", SOURCES[request.param], version="1.0.0", entrypoint="agent", tenant=tenant)
         yield host
@@ -96,7 +98,7 @@ async def test_a_saver_in_memory_keeps_no_threads_that_nobody_can_name():
     told = told.replace(
         "async def count", "def threads():\n    return AIMessage(str(len(saver.storage)))\n\nasync def count"
     )
-    async with AgentHost() as host:
+    async with AgentHost(PATIENT) as host:
         await host.deploy("a", told, version="1.0.0", entrypoint="agent")
 
         seen = [await text(host) for _ in range(3)]

@@ -58,7 +58,7 @@ class Agent:
 @pytest.fixture
 async def host():
     """A host for many executions, which a record of each in memory does not hold up."""
-    config = AgentsConfig(executions_max=10_000, timeout_s=60)
+    config = AgentsConfig(executions_max=10_000, timeout_s=600, cancel_grace_s=100)
     async with AgentHost(config, store=MemoryStore(clock=SystemClock()), code_cache=CodeCache()) as host:
         yield host
 
@@ -70,7 +70,7 @@ def gates(host):
 
 async def until(condition):
     """Let the loop go on until something holds."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while not condition():
             await asyncio.sleep(0)
 

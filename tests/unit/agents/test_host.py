@@ -1,8 +1,10 @@
 """The agent host in memory: deploy, execute, idempotency, time limits, pressure."""
 
 import asyncio
+import builtins
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -59,7 +61,8 @@ async def test_an_agent_runs_and_its_execution_is_kept():
 async def test_a_synchronous_agent_runs_beside_the_loop():
     """Its blocking does not stop the others."""
     text = (
-        "import time\nclass Agent:\n    def execute(self, input, context):\n        time.sleep(0.2)\n        return 1"
+        "import threading\ngate = threading.Event()\n"
+        "class Agent:\n    def execute(self, input, context):\n        gate.wait(60)\n        return 1"
     )
     async with AgentHost() as host:
         await host.deploy("slow", text, version="1.0.0")
@@ -68,6 +71,7 @@ async def test_a_synchronous_agent_runs_beside_the_loop():
         quick = await host.execute("a", 1)
         assert not slow.done()
         assert quick.status == "completed"
+        module_of(host, "slow").gate.set()
         assert (await slow).output == 1
 
 
@@ -315,7 +319,7 @@ async def test_closing_lets_short_executions_end_and_interrupts_long_ones():
             return execution
 
     text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(input)"
-    host = AgentHost(AgentsConfig(drain_s=0.2, cancel_grace_s=0.1), store=Store(clock=SystemClock()))
+    host = AgentHost(AgentsConfig(drain_s=1.0, cancel_grace_s=0.1), store=Store(clock=SystemClock()))
     async with host:
         await host.deploy("a", text, version="1.0.0")
         short = await host.submit("a", 0.05)
@@ -340,7 +344,7 @@ class Agent:
             except asyncio.CancelledError:
                 continue
 """
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         async with AgentHost(AgentsConfig(drain_s=0.05, cancel_grace_s=0.05)) as host:
             await host.deploy("a", text, version="1.0.0")
             submitted = await host.submit("a", None)
@@ -356,7 +360,7 @@ async def test_threads_are_never_oversubscribed():
     """Of many synchronous executions at once as many run as there are threads; the rest is refused at once."""
     text = (
         "import threading\ngate = threading.Event()\n"
-        "class Agent:\n    def execute(self, input, context):\n        gate.wait(10)\n        return 1"
+        "class Agent:\n    def execute(self, input, context):\n        gate.wait(100)\n        return 1"
     )
     async with AgentHost(AgentsConfig(threads_max=3)) as host:
         await host.deploy("a", text, version="1.0.0")
@@ -370,14 +374,17 @@ async def test_threads_are_never_oversubscribed():
         assert (await host.execute("a", 1)).status == "completed"
 
 
-async def test_a_source_that_does_not_finish_loading_is_refused():
+async def test_a_source_that_does_not_finish_loading_is_refused(monkeypatch):
     """It is given up after its time, and other deployments go on meanwhile."""
-    text = "import threading\nthreading.Event().wait(0.5)\n" + ECHO
-    async with AgentHost(AgentsConfig(load_timeout_s=0.05)) as host:
+    gate = threading.Event()
+    monkeypatch.setattr(builtins, "headrace_gate", gate, raising=False)
+    text = "import builtins\nbuiltins.headrace_gate.wait(100)\n" + ECHO
+    async with AgentHost(AgentsConfig(load_timeout_s=2.0)) as host:
         slow = asyncio.create_task(host.deploy("slow", text, version="1.0.0"))
         await host.deploy("a", ECHO, version="1.0.0")
-        with pytest.raises(AgentInvalid, match=r"not loaded after 0\.05 s"):
+        with pytest.raises(AgentInvalid, match=r"not loaded after 2 s"):
             await slow
+        gate.set()
         with pytest.raises(AgentNotFound):
             await host.execute("slow", None)
 

@@ -1,5 +1,7 @@
 """What a node does beside its work: it deletes what is old, as fast as it comes, in a part of its time."""
 
+from dataclasses import replace
+
 import pytest
 
 from headrace.agents.admission import Admission
@@ -8,7 +10,7 @@ from headrace.agents.nodes import Membership
 from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import DatabaseUnavailable
-from headrace.events import Silent
+from headrace.events import NodeFenced, Silent
 from headrace.testing import FakeClock
 
 
@@ -35,22 +37,27 @@ class Grows(MemoryStore):
         return count
 
 
-@pytest.fixture
-async def grows():
-    """That shard, kept by one node."""
-    time = FakeClock()
-    store, config = Grows(time), AgentsConfig()
-    membership = Membership(
+def membership_of(store, time, observer):
+    """One node."""
+    return Membership(
         store,
-        config,
+        AgentsConfig(),
         Admission(lambda tenant: None, queued_max=1),
         name="n",
         clock=time,
-        observer=Silent(),
+        observer=observer,
         cancel=lambda key: None,
         interrupt=lambda owner: 0,
         known=list,
     )
+
+
+@pytest.fixture
+async def grows():
+    """That shard, kept by one node."""
+    time = FakeClock()
+    store = Grows(time)
+    membership = membership_of(store, time, Silent())
     await membership.open()
     yield store
     await membership.close()
@@ -71,6 +78,32 @@ async def test_what_is_old_is_deleted_as_fast_as_it_comes(grows):
     await passes(grows, 1_000)
     assert left(grows) < 10_000 * 200
     assert grows.spent_s < 0.35 * 1_000
+
+
+async def test_a_node_that_was_fenced_has_joined_again_when_that_is_told():
+    """Whoever hears of it may give it work at once."""
+    told = []
+
+    class Notes:
+        def on(self, event):
+            told.append((type(event), membership.is_member(event.shard)))
+
+    class Gone(MemoryStore):
+        async def beat(self, shard, node, **more):
+            return replace(await super().beat(shard, node, **more), is_member=False)
+
+    time = FakeClock()
+    store = Gone(clock=time)
+    membership = membership_of(store, time, Notes())
+    await membership.open()
+    (shard,) = store.shards
+    before = membership.owner(shard)
+    await membership.beat(shard)
+    after = membership.owner(shard)
+    await membership.close()
+
+    assert told == [(NodeFenced, True)]
+    assert after != before
 
 
 async def test_a_shard_that_was_away_is_looked_at_again(grows):

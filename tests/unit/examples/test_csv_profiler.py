@@ -112,7 +112,7 @@ few_values = st.lists(st.sampled_from([0, 1, 2, 3, 1_000]), min_size=2, max_size
 @example([5e-324, 0.0])
 @example([10**17, 10**17 + 1])
 @example([0.1] * 10)
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 async def test_statistics_are_those_of_the_statistics_module(numbers):
     """Mean and standard deviation agree to the last bit, quantiles with their definition in fractions."""
     found = (await profile_column([repr(number) for number in numbers]))["statistics"]
@@ -124,7 +124,7 @@ async def test_statistics_are_those_of_the_statistics_module(numbers):
 
 
 @given(st.lists(st.integers(-1_000, 1_000), min_size=2, max_size=100))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 async def test_quantiles_are_those_that_everybody_else_computes(numbers):
     """statistics.quantiles(method="inclusive"), numpy and spreadsheets give the same numbers."""
     found = (await profile_column([str(number) for number in numbers]))["statistics"]
@@ -151,7 +151,7 @@ async def test_one_number_has_no_deviation():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["", "x", "y", "NULL"])), max_size=60))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 async def test_counts_are_those_of_a_plain_count(rows):
     """Rows, doubles, missing, distinct and frequent values of any small table."""
     report = await profile("one,two\n" + "".join(f"{one},{two}\n" for one, two in rows), delimiter=",")
@@ -270,7 +270,7 @@ words = st.text("abcdefgh 0123456789.", min_size=1, max_size=8)
         lambda width: st.lists(st.lists(words, min_size=width, max_size=width), min_size=2)
     ),
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_delimiter_is_detected(delimiter, rows):
     """Whichever of the four it is, a table with two columns or more tells it."""
     lines = io.StringIO()
@@ -364,7 +364,7 @@ async def test_quoted_cells_may_hold_anything():
 
 
 @given(st.text(max_size=500))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 async def test_any_text_is_a_table_or_an_error(text):
     """Whatever the text, there is a report that can be shown, or a ValueError."""
     result = await report_or_error(profiler, {"csv": text})

@@ -253,7 +253,7 @@ def test_chance_is_neither_a_burst_nor_growth(seed, mean):
 
 
 @given(level=st.integers(0, 10_000), steps=st.integers(12, 300))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_equal_counts_are_quiet(level, steps):
     """Where nothing changes there is nothing to report."""
     assert analyst.find_bursts([level] * steps) == []
@@ -261,7 +261,7 @@ def test_equal_counts_are_quiet(level, steps):
 
 
 @given(level=st.integers(10, 500), before=st.integers(12, 100), length=st.integers(1, 5), times=st.integers(4, 50))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_planted_burst_is_found_where_it_is(level, before, length, times):
     """Neighbouring high steps are one burst, with its sum and its peak."""
     counts = [level] * before + [level * times] * length + [level] * 12
@@ -319,7 +319,6 @@ async def test_burst_is_reported_in_times_of_the_day():
 
 
 @given(requests=st.integers(1, 10_000_000), span=st.integers(1, 121_000_000))
-@settings(deadline=None)
 def test_steps_are_bounded_in_number(requests, span):
     """However long the log, there are at most 1,500 steps, and no step is empty of meaning."""
     length = analyst.choose_step(requests, span)
@@ -328,7 +327,7 @@ def test_steps_are_bounded_in_number(requests, span):
 
 
 @given(st.lists(st.integers(0, 7_258_118_399).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)), max_size=40))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 async def test_every_time_is_counted_in_its_hour(moments):
     """Whatever the times, in whatever order, each request is in its hour and in one step."""
     log = "time\tmethod\tpath\tstatus\tbytes\n" + "".join(f"{at.isoformat()}\tGET\t/\t200\t1\n" for at in moments)
@@ -339,7 +338,7 @@ async def test_every_time_is_counted_in_its_hour(moments):
 
 
 @given(st.text(max_size=2_000))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 async def test_any_text_is_a_log(text):
     """Every line that is not blank is a request, a header or malformed."""
     report = await analyse(text)

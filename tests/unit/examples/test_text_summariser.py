@@ -277,7 +277,7 @@ prose = st.lists(
 
 @given(text=st.one_of(prose, st.text(max_size=600)), wanted=st.integers(1, 8))
 @example(text="a" * 20_000 + "\n" + "b. " * 5_000, wanted=3)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 async def test_summary_is_a_part_of_the_text_in_its_order(text, wanted):
     """The chosen sentences are sentences of the text, each once, in order, and at most as many as asked for."""
     sentences = await split(text)
@@ -293,7 +293,7 @@ async def test_summary_is_a_part_of_the_text_in_its_order(text, wanted):
 
 
 @given(text=st.one_of(prose, st.text(max_size=600)))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 async def test_sentences_are_the_whole_text(text):
     """Cutting into sentences loses no word and adds none; only white space and what cannot be shown goes."""
     words = ["".join(character for character in word if character.isprintable()) for word in text.split()]
@@ -301,7 +301,7 @@ async def test_sentences_are_the_whole_text(text):
 
 
 @given(st.lists(st.sampled_from(["mill", "wheel", "weir", "pond"]), min_size=1, max_size=40))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 async def test_keywords_are_words_of_the_text(words):
     """Every keyword stands in the text, and there are at most ten."""
     report = await summarise(" ".join(words).capitalize() + ".")

@@ -354,6 +354,7 @@ class ProcessPool:
             worker.kill("its agent was stopped")
             raise WorkerFailed("A worker ended as soon as it had its agent.")
         self._counts["cold_starts"] += 1
+        worker.idle_since = self._clock.monotonic()
         agent.workers.append(worker)
         self._owners[worker.pid] = agent
 

@@ -84,7 +84,7 @@ class Running:
 
     __slots__ = (
         "deadline_s", "done", "ended_by", "has_state", "number", "on_event", "on_output", "on_progress",
-        "printed_left", "timer",
+        "outcome", "printed_left", "timer",
     )  # fmt: skip
 
     def __init__(
@@ -107,10 +107,12 @@ class Running:
         self.on_output = on_output
         self.ended_by: Literal["timeout", "cancelled"] | None = None
         self.done: asyncio.Future[ProcessOutcome] = asyncio.get_running_loop().create_future()
+        self.outcome: ProcessOutcome | None = None
         self.timer: asyncio.TimerHandle | None = None
 
     def settle(self, outcome: ProcessOutcome) -> None:
         """It has stopped."""
+        self.outcome = outcome
         if self.timer is not None:
             self.timer.cancel()
         if not self.done.done():
@@ -159,6 +161,7 @@ class WorkerProcess:
         self._unsent = bytearray()
         self._numbers = 0
         self._culprit: int | None = None
+        self._long_since = 0.0
         self._hang_up: asyncio.TimerHandle | None = None
         self._credit = _FRAMES_BURST
         self._credit_at = self.started_at
@@ -280,7 +283,8 @@ class WorkerProcess:
         """Kill it for a step that does not end; retire it when it is due."""
         if self.running:
             since, number = self._page.read()
-            if since and now - since > self.limits.step_s:
+            self._long_since, before = since if since and now - since > self.limits.step_s else 0.0, self._long_since
+            if since and since == before:  # seen twice: after a pause of the whole machine it gets a moment to end
                 self.is_hog = True
                 self.kill(f"one step kept its event loop for more than {self.limits.step_s:g} s", culprit=number)
                 return
@@ -329,8 +333,8 @@ class WorkerProcess:
         try:
             return await running.done
         except asyncio.CancelledError:
-            if number not in self.running:
-                raise
+            if running.outcome is not None:  # it came a moment before, or between the cancellation and us
+                raise Stopped(running.outcome) from None
             running.done = self._loop.create_future()  # the cancellation took the first one; this one is not awaited
             self._stop(running, "cancelled")
             while not running.done.done():
@@ -509,10 +513,13 @@ class WorkerProcess:
         for timer in (self._hang_up, self._pause):
             if timer is not None:
                 timer.cancel()
+        _, status, usage = os.wait4(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code != -signal.SIGKILL:
+            self.killed_for = None  # it had ended before it was
         if self.killed_for is None:
             self._drain()
-        _, status, usage = os.wait4(self.pid, 0)
-        reason = self.killed_for or self._reason(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
+        reason = self.killed_for or self._reason(code, usage.ru_utime + usage.ru_stime)
         last = self._read_last_words()
         for descriptor in (self._pidfd, self._last_words, *([] if self._statm is None else [self._statm])):
             os.close(descriptor)

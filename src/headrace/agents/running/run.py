@@ -400,3 +400,4 @@ class Run(Coroutine[Any, Any, None]):
             waiter.set_result(self.execution)
         else:
             waiter.set_exception(self._error)
+            waiter.exception()  # an observer was told: who waits for the end alone need not look at it

@@ -58,6 +58,7 @@ class Runs:
         clock: Clock,
         observer: Observer,
         ended: Callable[[Submission | None], None],
+        doubt: Callable[[str], None],
     ) -> None:
         self._store = store
         self._config = config
@@ -69,6 +70,7 @@ class Runs:
         self._clock = clock
         self._observer = observer
         self._tell_end = ended
+        self._doubt = doubt
         self._budgets = RetryBudgets()
         self._rng = random.Random()  # noqa: S311 - for jitter, not for secrets
         self._runs: dict[Key, Run] = {}
@@ -226,6 +228,8 @@ class Runs:
             kept, outcome = await self._put_on_record(run, outcome)
         except BackendError as error:
             self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, outcome.status, str(error)))
+            if run.submission is not None:
+                self._doubt(self._store.shard_of(execution.tenant))  # on record as running, when nobody runs it
             raise ResultNotRecorded(
                 f"The execution {execution.id!r} ended as {outcome.status!r}, but its result could not be stored"
                 f" ({error.message})"
@@ -284,7 +288,7 @@ class Runs:
         execution = run.execution
         if execution.status not in _AGAIN or execution.attempt >= submission.attempts_max:
             return False
-        if run.is_left_behind and execution.status == "timeout":
+        if run.is_left_behind:
             return False  # it has not stopped: the next attempt would run beside it
         if not self._budgets.take(execution.tenant):
             return False

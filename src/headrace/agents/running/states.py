@@ -168,7 +168,8 @@ class States:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                waiting.remove(turn)
+                if turn in waiting:  # else it was passed over since
+                    waiting.remove(turn)
             else:
                 self._next(key)  # it was given to us just when we gave up
             raise

@@ -248,13 +248,16 @@ class PostgresExecutions:
             ledgers = {row.tenant: Ledger(row.used, row.queued) for row in rows}
         return Beat(renewed == 1, living[0][0], tuple((row[0], row[1]) for row in cancelled), ledgers)
 
-    async def reap(self, shard: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
-        """End the nodes whose lease is over, and decide what becomes of their executions.
+    async def reap(self, shard: str, node: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
+        """End the other nodes whose lease is over, and decide what becomes of the executions of dead ones.
 
-        Two statements: the second must see who has renewed while the first waited for it.
+        Who asks lives, however long it took to get here since it renewed its own lease. Two statements: the second
+        must see who has renewed while the first waited for it.
         """
         database = self._database.nodes[shard]
-        dead = await database.fetch("DELETE FROM headrace_nodes WHERE lease_until < now() RETURNING node")
+        dead = await database.fetch(
+            "DELETE FROM headrace_nodes WHERE lease_until < now() AND node <> $1 RETURNING node", (node,)
+        )
         rows = await database.fetch(sql.REAP, (INTERRUPTED, retry_first_s, retry_max_s, self._writer))
         return Reaped(tuple(row[0] for row in dead), rows[0][0], rows[0][1])
 

@@ -399,7 +399,7 @@ class MemoryStore:
         ledgers = {tenant: Ledger(self._used.get((tenant, day), 0), queued.get(tenant, 0)) for tenant in tenants}
         return Beat(is_member=True, living=1, cancelled=tuple(self._cancelled), ledgers=ledgers)
 
-    async def reap(self, shard: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
+    async def reap(self, shard: str, node: str, *, retry_first_s: float, retry_max_s: float) -> Reaped:
         """Nobody else can die."""
         return Reaped()
 

@@ -69,7 +69,7 @@ def written(store, name=NAME, meta=b"{}", body=b"body"):
     lock = store.lock(name)
     assert lock is not None
     store.write(name, meta, body, lock)
-    assert store.flush(10)
+    assert store.flush(60)
     return store.directory / f"{name}.code"
 
 
@@ -298,7 +298,7 @@ def test_a_key_that_others_know_is_not_used(make, events, tmp_path):
     assert store.read(NAME) is None
     lock = store.lock(NAME)
     store.write(NAME, b"{}", b"other", lock)
-    store.flush(10)
+    store.flush(60)
 
     assert store.unwritten == 1
     again = make().lock(NAME)
@@ -400,7 +400,7 @@ def test_a_lock_that_was_not_had_leaves_nothing_open(make):
 
 def test_a_lock_is_waited_for(make):
     """By many threads, one after the other."""
-    store = make(lock_wait_s=10.0)
+    store = make(lock_wait_s=60.0)
     inside, most, rounds = [0], [0], []
 
     def work():
@@ -435,7 +435,7 @@ def test_without_byte_locks_there_is_one_lock(make, monkeypatch):
 
 def test_the_lock_is_held_until_the_record_is_in_its_place(make):
     """Who gets it then finds the record."""
-    store, other = make(), make(lock_wait_s=10.0)
+    store, other = make(), make(lock_wait_s=60.0)
     store.write(NAME, b"{}", b"body", store.lock(NAME))
 
     lock = other.lock(NAME)
@@ -448,12 +448,12 @@ def test_a_full_queue_drops_and_counts(make, monkeypatch):
     """A cache that cannot keep up writes less; nobody waits for it."""
     store, gate = make(), threading.Event()
     real = code_store._place
-    monkeypatch.setattr(code_store, "_place", lambda *of: (gate.wait(10), real(*of)))
+    monkeypatch.setattr(code_store, "_place", lambda *of: (gate.wait(60), real(*of)))
     for name in NAMES[: code_store.WRITES_MAX + 10]:
         store.write(name, b"{}", b"body", store.lock(name))
     gate.set()
 
-    assert store.flush(10)
+    assert store.flush(60)
 
     assert 8 <= store.unwritten <= 10
     assert store.written + store.unwritten == code_store.WRITES_MAX + 10

@@ -41,7 +41,7 @@ async def pool() -> AsyncIterator[ProcessPool]:
 
 
 async def answer(pool: ProcessPool, input: str) -> Any:
-    outcome = await pool.execute(KEY, json.dumps(input).encode(), execution_id="e", deadline_s=5)
+    outcome = await pool.execute(KEY, json.dumps(input).encode(), execution_id="e", deadline_s=60)
     assert outcome.output_json is not None, outcome.error
     return json.loads(outcome.output_json)
 
@@ -128,7 +128,7 @@ async def test_a_worker_sees_libraries_and_nothing_else(pool: ProcessPool) -> No
 
 
 async def answer_or_error(pool: ProcessPool, input: str) -> str:
-    outcome = await pool.execute(KEY, json.dumps(input).encode(), execution_id="e", deadline_s=5)
+    outcome = await pool.execute(KEY, json.dumps(input).encode(), execution_id="e", deadline_s=60)
     return outcome.error or ""
 
 

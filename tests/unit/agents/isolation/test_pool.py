@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,11 +20,13 @@ from headrace.agents.isolation import (
     MissingPart,
     ProcessPool,
     WorkerKey,
+    frames,
     probe,
 )
 from headrace.agents.isolation import (
     pool as pool_module,
 )
+from headrace.agents.isolation.process import Stopped
 from headrace.errors import (
     AgentInvalid,
     AgentNotFound,
@@ -113,13 +116,13 @@ class Noted:
         self.events.append(event)
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def run(pool: ProcessPool, input: Any, *, deadline_s: float = 5.0, key: WorkerKey = KEY) -> Any:
+async def run(pool: ProcessPool, input: Any, *, deadline_s: float = 60.0, key: WorkerKey = KEY) -> Any:
     return await pool.execute(key, json.dumps(input).encode(), execution_id="exec-1", deadline_s=deadline_s)
 
 
@@ -147,17 +150,17 @@ async def test_a_result_comes_back_as_json(pool: ProcessPool, value: Any) -> Non
 async def test_the_context_says_what_it_says_in_the_host(pool: ProcessPool) -> None:
     """Ids and the remaining time reach the agent."""
     identity = await run(pool, "identity")
-    remaining = await run(pool, "remaining", deadline_s=3.0)
+    remaining = await run(pool, "remaining", deadline_s=60.0)
 
     assert json.loads(identity.output_json) == ["agent", "1", "tenant", "exec-1"]
-    assert 2.0 < json.loads(remaining.output_json) < 3.0
+    assert 30.0 < json.loads(remaining.output_json) < 60.0
 
 
 async def test_progress_is_told_and_the_newest_wins(pool: ProcessPool) -> None:
     """Reports are gathered on their way; the last one always arrives before the result."""
     seen: list[Progress] = []
 
-    await pool.execute(KEY, b'"progress"', execution_id="e", deadline_s=5, on_progress=seen.append)
+    await pool.execute(KEY, b'"progress"', execution_id="e", deadline_s=60, on_progress=seen.append)
 
     assert seen[-1] == Progress(2, 3, "step")
 
@@ -166,7 +169,7 @@ async def test_events_are_told_in_their_order(pool: ProcessPool) -> None:
     """What an agent emits arrives whole and before its result."""
     seen: list[bytes] = []
 
-    await pool.execute(KEY, b'"emit"', execution_id="e", deadline_s=5, on_event=seen.append)
+    await pool.execute(KEY, b'"emit"', execution_id="e", deadline_s=60, on_event=seen.append)
 
     assert [json.loads(event)["number"] for event in seen] == list(range(100))
 
@@ -175,7 +178,7 @@ async def test_events_that_come_too_fast_drive_out_the_oldest(pool: ProcessPool)
     """An agent never waits for its listeners; what is lost is counted."""
     seen: list[bytes] = []
 
-    outcome = await pool.execute(KEY, b'"emit much"', execution_id="e", deadline_s=5, on_event=seen.append)
+    outcome = await pool.execute(KEY, b'"emit much"', execution_id="e", deadline_s=60, on_event=seen.append)
 
     assert outcome.status == "completed"
     assert 0 < len(seen) < 100
@@ -184,11 +187,11 @@ async def test_events_that_come_too_fast_drive_out_the_oldest(pool: ProcessPool)
 
 async def test_an_instance_remembers(pool: ProcessPool) -> None:
     """A state goes in, and comes out as the agent left it; without one there is nothing to remember in."""
-    first = await pool.execute(KEY, b'"remember"', execution_id="e", deadline_s=5, state_json=b"{}", attempt=2)
+    first = await pool.execute(KEY, b'"remember"', execution_id="e", deadline_s=60, state_json=b"{}", attempt=2)
     assert first.output_json == b"2"
-    second = await pool.execute(KEY, b'"remember"', execution_id="e", deadline_s=5, state_json=first.state_json)
+    second = await pool.execute(KEY, b'"remember"', execution_id="e", deadline_s=60, state_json=first.state_json)
     without = await run(pool, "remember")
-    failed = await pool.execute(KEY, b'"remember too much"', execution_id="e", deadline_s=5, state_json=b"{}")
+    failed = await pool.execute(KEY, b'"remember too much"', execution_id="e", deadline_s=60, state_json=b"{}")
 
     assert json.loads(second.state_json or b"") == {"calls": 2}
     assert "has no instance" in without.error
@@ -200,7 +203,7 @@ async def test_what_is_printed_is_told(pool: ProcessPool) -> None:
     seen: list[tuple[str, str]] = []
 
     await pool.execute(
-        KEY, b'"print"', execution_id="e", deadline_s=5, on_output=lambda stream, text: seen.append((stream, text))
+        KEY, b'"print"', execution_id="e", deadline_s=60, on_output=lambda stream, text: seen.append((stream, text))
     )
 
     assert seen == [("stdout", "to stdout\n"), ("stderr", "to stderr\n")]
@@ -235,7 +238,7 @@ async def test_a_synchronous_agent_runs_in_a_thread(pool: ProcessPool) -> None:
     outcomes = await asyncio.gather(
         *(
             pool.execute(
-                key, b"0", execution_id=f"e{number}", deadline_s=5, on_output=lambda _, text: seen.append(text)
+                key, b"0", execution_id=f"e{number}", deadline_s=60, on_output=lambda _, text: seen.append(text)
             )
             for number in range(40)
         )
@@ -281,6 +284,29 @@ async def test_cancelling_the_call_cancels_the_execution(pool: ProcessPool) -> N
     assert pool.statistics().killed == 0
 
 
+@pytest.mark.parametrize("first", ["the result", "the cancellation"])
+async def test_a_cancellation_that_meets_the_result_loses_nothing_of_it(pool: ProcessPool, first: str) -> None:
+    """What the work took is counted, whichever of the two came a moment before the other."""
+    (worker,) = (pool._workers[pid] for pid in pool.pids(KEY))
+
+    async def taken() -> float:
+        try:
+            await run(pool, "wait")
+        except Stopped as stopped:
+            return stopped.outcome.cpu_ms
+        raise AssertionError
+
+    call = asyncio.ensure_future(taken())
+    await until(lambda: pool.statistics().executing == 1)
+    if first == "the cancellation":
+        call.cancel()
+    worker._take(frames.Done(next(iter(worker.running)), "completed", b"1", None, 5.0, 0))
+    if first == "the result":
+        call.cancel()
+
+    assert await call == 5.0
+
+
 async def test_a_cancellation_that_arrives_with_its_execution_is_obeyed(pool: ProcessPool) -> None:
     """Read in one go, the two end the execution before its first step, and not the worker with all its others."""
     (pid,) = pool.pids(KEY)
@@ -296,6 +322,46 @@ async def test_a_cancellation_that_arrives_with_its_execution_is_obeyed(pool: Pr
 
     assert (await other).status == "completed"
     assert pool.pids(KEY) == [pid]
+
+
+async def test_a_worker_that_had_ended_when_it_was_killed_tells_how_it_ended(pool: ProcessPool) -> None:
+    """A kill that comes too late is not the reason, whatever it was meant for."""
+    key = KEY._replace(agent_id="exits")
+    await pool.start(key, source("import os\nasync def Agent(input, context): os._exit(7)", agent_id="exits"))
+    (pid,) = pool.pids(key)
+    os.kill(pid, signal.SIGSTOP)
+    call = asyncio.ensure_future(run(pool, 1, key=key))
+    await until(lambda: pool.statistics().executing == 1)
+    os.kill(pid, signal.SIGCONT)
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        continue  # without a turn of the loop, which would see it
+
+    pool._workers[pid].kill("it closed its connection")
+
+    assert (await call).error == "Its worker ended: it exited with 7."
+
+
+async def test_a_pause_of_the_whole_machine_is_no_step_of_an_agent() -> None:
+    """What was under way before it has until the next look to end; a step that goes on then is a hog's."""
+    text = """
+import time
+async def Agent(input, context):
+    time.sleep(input)
+    return "done"
+"""
+    async with ProcessPool(IsolationConfig(watch_s=60.0)) as pool:
+        await pool.start(KEY, source(text))
+        (worker,) = (pool._workers[pid] for pid in pool.pids(KEY))
+        ends = []
+        for number, seconds in ((1, 0.5), (2, 60)):
+            call = asyncio.ensure_future(run(pool, seconds, deadline_s=60))
+            await until(lambda number=number: worker._page.read()[1] == number)
+            for look in range(number):
+                worker.watch(time.monotonic() + 1000 + look)
+            ends.append(await call)
+
+    assert [end.status for end in ends] == ["completed", "failed"]
+    assert "kept its event loop" in ends[1].error
 
 
 async def test_a_closed_pool_interrupts_and_leaves_no_process() -> None:
@@ -353,14 +419,16 @@ async def test_a_worker_that_nobody_waits_for_any_more_is_collected() -> None:
         ("import os; os._exit(7)", "it exited with 7"),
         ("import ctypes; ctypes.string_at(0)", r"it crashed \(SIGSEGV\)"),
         ("import no_such_module", "No module named 'no_such_module'"),
-        ("while True: pass", "did not load within 0.5 s"),
+        ("while True: pass", "did not load within 2 s"),
         ("bytearray(1 << 40)", "MemoryError"),
         ("open('/etc/passwd')", "Error"),
     ],
 )
 async def test_a_source_that_does_not_load_is_refused_with_the_reason(text: str, reason: str) -> None:
     """Its top level runs in a worker too; whatever happens there is `AgentInvalid`."""
-    async with ProcessPool(IsolationConfig(load_timeout_s=0.5)) as pool:
+    # Short only where it is to end: the others have what a busy machine needs to tell the reason.
+    load_timeout_s = 2.0 if "2 s" in reason else 60.0
+    async with ProcessPool(IsolationConfig(load_timeout_s=load_timeout_s)) as pool:
         with pytest.raises(AgentInvalid, match=reason):
             await pool.start(KEY, source(text))
 
@@ -441,12 +509,12 @@ async def test_a_busy_worker_that_yields_is_no_hog() -> None:
     text = """
 import asyncio, time
 async def Agent(input, context):
-    ends_at = time.monotonic() + 0.4
+    ends_at = time.monotonic() + 2.0
     while time.monotonic() < ends_at:
         await asyncio.sleep(0)
     return "yielded"
 """
-    async with ProcessPool(IsolationConfig(watch_s=0.02), limits=Limits(step_s=0.1)) as pool:
+    async with ProcessPool(IsolationConfig(watch_s=0.02), limits=Limits(step_s=1.0)) as pool:
         await pool.start(KEY, source(text))
 
         assert (await run(pool, 0)).output_json == b'"yielded"'

@@ -55,13 +55,13 @@ class Noted:
         self.events.append(event)
 
 
-async def until(condition: Callable[[], bool], *, within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():
             await asyncio.sleep(0.005)
 
 
-async def run(pool: ProcessPool, input: Any, *, deadline_s: float = 5.0, key: WorkerKey = KEY) -> Any:
+async def run(pool: ProcessPool, input: Any, *, deadline_s: float = 60.0, key: WorkerKey = KEY) -> Any:
     return await pool.execute(key, json.dumps(input).encode(), execution_id="exec-1", deadline_s=deadline_s)
 
 
@@ -165,9 +165,17 @@ async def test_workers_that_all_run_refuse_another_agent() -> None:
         await asyncio.gather(*calls, return_exceptions=True)
 
 
+class SlowClock(SystemClock):
+    """Whatever happens while it is asked, has happened within a twentieth of the time."""
+
+    def monotonic(self) -> float:
+        """A time that hardly passes."""
+        return super().monotonic() / 20
+
+
 async def test_warm_workers_follow_the_arrivals() -> None:
     """One is kept when nothing comes, more when many agents come; all of them are hardened and without an agent."""
-    async with ProcessPool(IsolationConfig(warm_min=1, warm_max=4)) as pool:
+    async with ProcessPool(IsolationConfig(warm_min=1, warm_max=4), clock=SlowClock()) as pool:
         await until(lambda: pool.statistics().warm == 1)
         for number in range(30):
             key = KEY._replace(version=str(number))
@@ -189,6 +197,37 @@ async def test_an_idle_worker_is_retired() -> None:
         assert pool.statistics().killed == 0
 
 
+class LaterClock(SystemClock):
+    """Is ahead of the others by as much as it is told, and counts its pauses."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+        self.pauses = 0
+
+    def monotonic(self) -> float:
+        """So much later."""
+        return super().monotonic() + self.ahead_s
+
+    async def sleep(self, seconds: float) -> None:
+        """Note a pause."""
+        await super().sleep(seconds)
+        self.pauses += 1
+
+
+async def test_a_worker_that_waited_long_for_its_agent_is_not_idle_with_it() -> None:
+    """Its idle time begins when it has one; else it would be retired before its first execution."""
+    clock = LaterClock()
+    async with ProcessPool(IsolationConfig(idle_s=60.0, watch_s=0.02), clock=clock) as pool:
+        await until(lambda: pool.statistics().warm == 1)
+        clock.ahead_s = 100.0
+        await pool.start(KEY, source(ECHO))
+        pids, before = pool.pids(KEY), clock.pauses
+        await until(lambda: clock.pauses >= before + 3)
+
+        assert pool.pids(KEY) == pids
+        assert pool.statistics().replaced == 0
+
+
 @pytest.mark.parametrize("due", [{"calls_max": 3}, {"age_s": 0.05}, {"resident_bytes_max": 1}])
 async def test_a_worker_is_replaced_when_it_is_due(due: dict[str, Any]) -> None:
     """After its calls, its age or its memory another worker takes over, and no execution is lost."""
@@ -199,7 +238,7 @@ async def test_a_worker_is_replaced_when_it_is_due(due: dict[str, Any]) -> None:
             while not pool.statistics().replaced:
                 assert (await run(pool, 1)).status == "completed"
 
-        await asyncio.wait_for(call_until_replaced(), 10)
+        await asyncio.wait_for(call_until_replaced(), 60)
 
         assert (await run(pool, 1)).status == "completed"
         assert pool.statistics().killed == pool.statistics().interrupted == 0
@@ -250,7 +289,7 @@ async def test_an_agent_that_ends_its_workers_again_and_again_is_slowed_down() -
 async def test_a_deadline_holds_while_there_is_no_worker() -> None:
     """An execution that no worker was ready for in time is a timeout and never begins."""
     async with ProcessPool() as pool:
-        await pool.start(KEY, source("import time\ntime.sleep(0.2)\nimport os\nasync def Agent(i, c): os._exit(1)"))
+        await pool.start(KEY, source("import time\ntime.sleep(1)\nimport os\nasync def Agent(i, c): os._exit(1)"))
         await run(pool, 0)
 
         outcome = await run(pool, 0, deadline_s=0.05)

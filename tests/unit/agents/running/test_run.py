@@ -25,7 +25,7 @@ class Agent:
     def execute(self, input, context):
         attempts.append(context.attempt)
         begun.set()
-        gate.wait(10)
+        gate.wait(100)
         try:
             context.emit("after the end")
         finally:
@@ -38,7 +38,7 @@ gate, begun, attempts = asyncio.Event(), asyncio.Event(), []
 async def Agent(input, context):
     attempts.append(context.attempt)
     begun.set()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 100
     while not gate.is_set() and time.monotonic() < end:
         try:
             await asyncio.sleep(0.01)
@@ -53,7 +53,7 @@ def module_of(host, agent_id="a", version="1.0.0"):
     return sys.modules[host._shelf.find(("default", agent_id, version)).definition.module]
 
 
-async def until(condition, *, within_s=10):
+async def until(condition, *, within_s=60):
     """Return when it holds."""
     async with asyncio.timeout(within_s):
         while not condition():
@@ -62,7 +62,7 @@ async def until(condition, *, within_s=10):
 
 async def finished(host, execution_id):
     """The execution when it has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not (found := await host.execution("a", execution_id)).is_finished:
             await asyncio.sleep(0.005)
     return found
@@ -74,7 +74,7 @@ async def test_what_was_cancelled_is_never_tried_again(source):
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", source, version="1.0.0", idempotent=True)
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=0.4)
+        submitted = await host.submit("a", None, timeout=2.0)
         await until(module.begun.is_set)
         assert (await host.cancel(submitted.id)).status == "cancelling"
         assert (await host.execution("a", submitted.id)).status == "cancelling"
@@ -89,11 +89,31 @@ async def test_an_attempt_that_has_not_stopped_is_not_repeated_beside_itself(sou
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", source, version="1.0.0", idempotent=True)
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=0.1)
+        submitted = await host.submit("a", None, timeout=1.0)
         ended = await finished(host, submitted.id)
         assert (ended.status, "has not stopped" in ended.error, ended.attempt) == ("timeout", True, 1)
         module.gate.set()
         assert module.attempts == [1]
+
+
+@pytest.mark.parametrize("source", [THREADED, STUBBORN])
+async def test_an_attempt_that_a_closing_host_could_not_stop_is_not_repeated_elsewhere(source):
+    """It would run beside the next one until its process has ended: it is interrupted, and not queued again."""
+    async with AgentHost(AgentsConfig(**QUICK)) as host:
+        await host.deploy("a", source, version="1.0.0", idempotent=True)
+        module, store, kept = module_of(host), host._store, []
+
+        async def close():
+            kept.extend(held.status for held in store._executions.values())
+
+        store.close = close
+        await host.submit("a", None, execution_id="e")
+        while not module.begun.is_set():
+            await asyncio.sleep(0)
+        task = host._runs.find(("default", "e")).task
+    module.gate.set()
+    await asyncio.wait([task], timeout=60)
+    assert (kept, module.attempts) == (["interrupted"], [1])
 
 
 async def test_an_attempt_that_stopped_at_its_deadline_is_repeated():
@@ -101,7 +121,7 @@ async def test_an_attempt_that_stopped_at_its_deadline_is_repeated():
     text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(60 if context.attempt < 3 else 0)"
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", text, version="1.0.0", idempotent=True)
-        submitted = await host.submit("a", None, timeout=0.1)
+        submitted = await host.submit("a", None, timeout=1.0)
         ended = await finished(host, submitted.id)
     assert (ended.status, ended.attempt) == ("completed", 3)
 
@@ -111,11 +131,11 @@ async def test_what_is_said_after_the_end_is_nobodys():
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", THREADED, version="1.0.0")
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=0.1)
+        submitted = await host.submit("a", None, timeout=1.0)
         await finished(host, submitted.id)
         module.gate.set()
         await until(module.ended.is_set)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert [event.id async for event in host.events(submitted.id)] == []
         assert len(host._streams._streams) == 0
 
@@ -197,7 +217,7 @@ async def Agent(input, context):
 """
         await host.deploy("a", text, version="1.0.0")
         submitted = await host.submit("a", None)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (await host.execution("a", submitted.id)).progress is None:
                 await asyncio.sleep(0.01)
         await host.cancel(submitted.id)

@@ -167,6 +167,20 @@ async def test_a_turn_that_was_given_up_is_passed_on():
     states.end(execution(3))
 
 
+async def test_a_turn_that_is_given_up_while_the_one_before_it_ends_is_passed_on():
+    """It was passed over before its waiter could take back that it waits, and the waiter is cancelled all the same."""
+    clock = FakeClock()
+    states = States(MemoryStore(clock=clock), AgentsConfig(), clock=clock)
+    await states.begin(execution(0), "i")
+    waiting = [asyncio.create_task(states.begin(execution(n), "i")) for n in (1, 2)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    states.end(execution(0))
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [task.cancelled() for task in waiting] == [True, False]
+    states.end(execution(2))
+
+
 async def test_a_busy_instance_holds_up_nobody_elses_queue():
     """What is queued for it waits in the queue, without a place; its turns come one by one."""
     text = """
@@ -187,7 +201,7 @@ async def Agent(input, context):
         other = await host.submit("b", 1)
 
         async def result(agent_id, execution):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not (found := await host.execution(agent_id, execution.id)).is_finished:
                     await asyncio.sleep(0.005)
             return found.output
@@ -219,7 +233,7 @@ async def Agent(input, context): await gate.wait()
         await host.deploy("a", text, version="1.0.0")
         for n in range(300):
             await host.submit("a", n, instance="i")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while store.given_back < 299:
                 await asyncio.sleep(0.01)
         before, end = store.given_back, asyncio.get_running_loop().time() + 1.0
@@ -255,7 +269,7 @@ async def test_a_call_with_an_id_that_is_cancelled_before_its_turn_never_starts(
         call = asyncio.create_task(host.execute("a", 0, execution_id="x", instance="i"))
         while ("default", "x") not in host._store._executions:
             await asyncio.sleep(0)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             cancelled = await host.cancel("x")
             ended = await call
         assert (cancelled.status, ended.status, host.started, host.running) == ("cancelled", "cancelled", 1, 1)

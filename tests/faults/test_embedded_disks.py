@@ -17,7 +17,6 @@ import resource, sys
 from pathlib import Path
 from headrace.embedded import EmbeddedPostgres
 from headrace.errors import DirectoryUnusable
-from tests.running import wait_until
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * 1024, 1024 * 1024))
 try:

@@ -223,7 +223,8 @@ class Filler:
         finally:
             if not committed and isinstance(right, Lease) and self._shared is not None:
                 await self._at_home(self._shared.release(right))
-        return await self._store_loaded(request, epoch, value, self._clock.monotonic() - started, tags, right)
+        load_s = self._clock.monotonic() - started
+        return await self._store_loaded(request, epoch, value, load_s, tags, right, is_renewal=older is not None)
 
     async def _claim(self, request: Request, epoch: Epoch, *, renew: bool) -> tuple[Entry | None, Lease | Right]:
         """What the shared tier has, as an entry, and what may be done with a value that is loaded now."""
@@ -269,7 +270,10 @@ class Filler:
         finally:
             if not committed and isinstance(right, Lease):
                 self._from_thread(self._shared.release(right))
-        return stand_in or self._from_thread(self._store_loaded(request, epoch, value, load_s, tags, right))
+        if stand_in is not None:
+            return stand_in
+        storing = self._store_loaded(request, epoch, value, load_s, tags, right, is_renewal=older is not None)
+        return self._from_thread(storing)
 
     def _load_on_loop_thread(self, request: Request, epoch: Epoch, loader: Callable[[], Any]) -> Entry:
         """Waiting would stop the loop, and a lease needs waiting: memory only, and within the bound of unheard
@@ -330,7 +334,15 @@ class Filler:
         return await self._at_home(self._shared.tokens(request.tags))
 
     async def _store_loaded(
-        self, request: Request, epoch: Epoch, value: Any, load_s: float, tags: Tags | None, right: Lease | Right
+        self,
+        request: Request,
+        epoch: Epoch,
+        value: Any,
+        load_s: float,
+        tags: Tags | None,
+        right: Lease | Right,
+        *,
+        is_renewal: bool,
     ) -> Entry:
         """Write what was loaded, if the right to do so still stands, and keep it, if nothing came between."""
         fresh_s = self._fresh_s(request, value)
@@ -352,7 +364,7 @@ class Filler:
                 await self._at_home(self._shared.release(right))
         if is_alone:
             self._limit_alone(entry)
-        kept = keep and self._near.install(request.key, entry, epoch, request.policy)
+        kept = keep and self._near.install(request.key, entry, epoch, request.policy, is_renewal=is_renewal)
         if fresh_s > 0 and not kept:
             self._counts.add("installs_refused")
             if keep and isinstance(right, Lease):

@@ -49,6 +49,9 @@ class Near:
         self._is_copy = is_copy
         self._lock = threading.Lock()
         self._fence = Fence()
+        """Turns away what is being read or loaded."""
+        self._writes = Fence()
+        """Turns away what is being written. A write that ends turns away reads, but not the newer write beside it."""
         self._config = config
         self._fresh_max_s: float | None = None
         self.memory: MemoryCache | None = None
@@ -67,17 +70,17 @@ class Near:
         """Whether a value fetched since `epoch` is still good."""
         return self._fence.holds(key, epoch)
 
-    def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy) -> bool:
+    def install(self, key: str, entry: Entry, epoch: Epoch, policy: CachePolicy, *, is_renewal: bool = False) -> bool:
         """Keep a value that was fetched since `epoch`; False if its key was invalidated meanwhile.
 
-        A value that takes another's place, as after a renewal, turns away what is being fetched: that may be the one
-        before. Where there was none, nothing is turned away, so that a cold start keeps all that it reads.
+        One that was loaded in the place of another turns away what is being fetched: that may be the one before. Where
+        there was none, nothing is turned away, so that a cold start keeps all that it reads; and what was only read
+        turns nothing away, least of all the load that is to renew it.
         """
         with self._lock:
             if not self._fence.holds(key, epoch):
                 return False
-            held = None if self.memory is None else self.memory.peek(key)
-            if held is not None and held.version != entry.version:
+            if is_renewal:
                 self._fence.raise_for(key)
             self._keep(key, entry, policy)
             return True
@@ -86,8 +89,8 @@ class Near:
         """Turn away what is being fetched now, and note the epochs of writes that begin."""
         with self._lock:
             for key in keys:
-                self._fence.raise_for(key)
-            return [self._fence.epoch(key) for key in keys]
+                self._change(key)
+            return [self._writes.epoch(key) for key in keys]
 
     def end_writes(self, writes: Sequence[Write]) -> None:
         """Keep what was written, unless its key was changed since; what was fetched meanwhile is turned away again.
@@ -96,7 +99,7 @@ class Near:
         does not drop a copy. Where there is no shared tier a write has no duration, and nothing can have come between.
         """
         with self._lock:
-            kept = [not self._is_copy or self._fence.holds(write.key, write.epoch) for write in writes]
+            kept = [not self._is_copy or self._writes.holds(write.key, write.epoch) for write in writes]
             for write, is_kept in zip(writes, kept, strict=True):
                 self._fence.raise_for(write.key)
                 if is_kept:
@@ -105,7 +108,10 @@ class Near:
                     self._drop(write.key)
 
     def exchange(self, write: Write) -> bool:
-        """Keep a value that was made from the one before it; False if its key was changed since that was looked at."""
+        """Keep a value that was made from the one before it; False if its key was changed since that was looked at.
+
+        Its epoch is that of the look, which also a write that ends turns away.
+        """
         with self._lock:
             if not self._fence.holds(write.key, write.epoch):
                 return False
@@ -121,6 +127,14 @@ class Near:
         with self._lock:
             self._fence.raise_for(key)
             self._drop(key)
+
+    def _change(self, key: str) -> None:
+        self._fence.raise_for(key)
+        self._writes.raise_for(key)
+
+    def _change_all(self) -> None:
+        self._fence.raise_for_all()
+        self._writes.raise_for_all()
 
     def _drop(self, key: str) -> None:
         if self.memory is not None:
@@ -155,7 +169,7 @@ class Near:
         """
         with self._lock:
             if seconds is None:
-                self._fence.raise_for_all()
+                self._change_all()
             self._fresh_max_s = seconds
 
     def age(self, seconds: float) -> None:
@@ -180,7 +194,7 @@ class Near:
         now = self._clock.monotonic()
         with self._lock:
             for key in keys:
-                self._fence.raise_for(key)
+                self._change(key)
                 if self.memory is not None:
                     self._age(self.memory, key, now)
 
@@ -195,7 +209,7 @@ class Near:
         dropped = 0
         with self._lock:
             for key in keys:
-                self._fence.raise_for(key)
+                self._change(key)
                 if self.memory is not None and self.memory.delete(key):
                     dropped += 1
         return dropped
@@ -204,19 +218,19 @@ class Near:
         """Drop every entry with one of these tags. Which keys are being fetched with them is unknown, so all are
         turned away."""
         with self._lock:
-            self._fence.raise_for_all()
+            self._change_all()
             return sum(self.memory.invalidate_tag(tag) for tag in tags) if self.memory is not None else 0
 
     def forget_matching(self, glob: str) -> int:
         """Drop every key that matches."""
         with self._lock:
-            self._fence.raise_for_all()
+            self._change_all()
         return self.memory.delete_where(glob_pattern(glob).match) if self.memory is not None else 0
 
     def forget_all(self) -> None:
         """Drop everything."""
         with self._lock:
-            self._fence.raise_for_all()
+            self._change_all()
             if self.memory is not None:
                 self.memory.clear()
 

@@ -74,7 +74,8 @@ class Updater:
         key, policy = request.key, request.policy
         with self._lock:
             for _ in range(ATTEMPTS_MAX):
-                epoch = self._near.begin_writes([key])[0]
+                self._near.begin_writes([key])
+                epoch = self._near.epoch(key)
                 before, now = self._near.lookup(key), self._clock.monotonic()
                 if before is not None and now >= before.fresh_until:
                     before = None

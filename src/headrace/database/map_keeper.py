@@ -50,9 +50,8 @@ class MapKeeper:
         self._adopt = adopt
         self._clock = clock
         self._observer = observer
-        self._looks: dict[str, asyncio.Task[None]] = {}
-        self._due: set[str] = set()
-        """Shards that are to be looked at from now on."""
+        self._looks: dict[str, list[asyncio.Task[None]]] = {}
+        """Of each shard, the look that is under way and the one after it, if somebody asked meanwhile."""
 
     async def agree(self) -> None:
         """Compare with every shard that is reached, before one of them is told to keep what another would refuse.
@@ -110,18 +109,10 @@ class MapKeeper:
 
     async def refresh(self) -> None:
         """Look at every shard that is reached, for at most two seconds: take over a newer map, hand on ours."""
-        loop = asyncio.get_running_loop()
-        for name, node in self._nodes.items():
-            if not node.available:
-                continue
-            self._due.add(name)  # a look that is under way may have been answered before what we are to see
-            look = self._looks.get(name)
-            if look is None or look.done():
-                self._looks[name] = loop.create_task(self._look(node))
-        pending = [look for look in self._looks.values() if not look.done()]
-        if pending:
+        looks = [self._ask(node) for node in self._nodes.values() if node.available]
+        if looks:
             # Not cancelled when it takes longer: a frozen server's look ends when it thaws, and is the only one there.
-            await asyncio.wait(pending, timeout=_LOOK_MAX_S)
+            await asyncio.wait(looks, timeout=_LOOK_MAX_S)
 
     async def overtaken(self, epoch: int, *, timeout_s: float) -> bool:
         """Wait until a newer map than that of the epoch is in force here; False if none is found in time."""
@@ -149,23 +140,32 @@ class MapKeeper:
 
     async def close(self) -> None:
         """End what still looks."""
-        for look in self._looks.values():
+        looks = [look for each in self._looks.values() for look in each]
+        for look in looks:
             look.cancel()
-        await asyncio.gather(*self._looks.values(), return_exceptions=True)
+        await asyncio.gather(*looks, return_exceptions=True)
 
     def _reached(self) -> set[str]:
         return {name for name, node in self._nodes.items() if node.available}
 
-    async def _look(self, node: Node) -> None:
-        while node.name in self._due:
-            self._due.discard(node.name)
-            try:
-                epoch = await read_epoch(node)
-                if epoch is not None and epoch != self.shard_map.epoch:
-                    await self.keep(node)
-            except HeadraceError:
-                # A shard that does not answer, or may not be written to, is looked at again when the next look is due.
-                return
+    def _ask(self, node: Node) -> asyncio.Task[None]:
+        """A look that begins from now on: one under way may have been answered before what its caller is to see."""
+        looks = [look for look in self._looks.get(node.name, ()) if not look.done()]
+        if len(looks) < 2:
+            looks.append(asyncio.get_running_loop().create_task(self._look(node, list(looks))))
+        self._looks[node.name] = looks
+        return looks[-1]
+
+    async def _look(self, node: Node, before: list[asyncio.Task[None]]) -> None:
+        if before:
+            await asyncio.wait(before)
+        try:
+            epoch = await read_epoch(node)
+            if epoch is not None and epoch != self.shard_map.epoch:
+                await self.keep(node)
+        except HeadraceError:
+            # A shard that does not answer, or may not be written to, is looked at again when the next look is due.
+            return
 
     def _take(self, shard_map: ShardMap) -> None:
         if shard_map.epoch > self.shard_map.epoch:

@@ -85,11 +85,13 @@ class TcpProxy:
         if server is not None:
             for listener in server.sockets:
                 asyncio.get_running_loop().remove_reader(listener)
-            # What was accepted at this very turn still needs the server, to become a connection that can be reset.
-            await asyncio.sleep(0)
-            server.close()
-            self._reserve_port()
-        self.cut()
+            try:
+                # What was accepted at this very turn still needs the server, to become a connection that can be reset.
+                await asyncio.sleep(0)
+            finally:
+                server.close()
+                self._reserve_port()
+                self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
 

@@ -10,6 +10,7 @@ from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.cache.tracking import HEARTBEAT_S
 from headrace.errors import UnencodableValue
 from headrace.events import TierRecovered, TierUnavailable
+from headrace.testing import FakeClock
 from tests.redis_servers import (
     CLOCK,
     IMPATIENT_S,
@@ -98,6 +99,19 @@ async def test_anothers_write_right_after_ones_own_is_seen(open_cache):
         await asyncio.gather(a.set("k", ["a", number]), b.set("k", ["b", number]))
     await settled(a, b)
     assert await a.get("k") == await b.get("k")
+
+
+async def test_a_read_from_before_a_renewal_is_turned_away(open_cache):
+    """It may bring what was shared before, and the echo of one's own renewal would not drop that."""
+    clock = FakeClock()
+    policies = [CachePolicy(ttl=50, stale_max=100, jitter=0, early_refresh=0)]
+    cache = await open_cache(policies=policies, remote={"tracking": False}, clock=clock)
+    await cache.set("k", "old")
+    clock.advance(60)
+    reading = cache._near.epoch("k")
+    assert await cache.get_or_load("k", lambda: "renewed") == "renewed"
+    assert is_turned_away(cache, "k", reading)
+    assert cache.entry_lookup("k").value == "renewed"
 
 
 async def test_random_writers_agree_after_settling(open_cache, server):

@@ -383,6 +383,35 @@ async def test_refresh_ahead_takes_what_another_process_renewed(open_cache):
     await until(lambda: b.entry_lookup("k").value == 2, "the newer value came from the shared tier")
 
 
+@pytest.mark.parametrize("strategy", [Strategy.WRITE_THROUGH, Strategy.REFRESH_AHEAD])
+async def test_what_a_process_wrote_itself_is_renewed_by_one_load(open_cache, strategy):
+    """A load in the place of a value of its own is joined by whoever asks meanwhile, and its outcome is kept."""
+    policy = CachePolicy(strategy=strategy, ttl=50, refresh_at=0.2, stale_max=100, jitter=0, early_refresh=0)
+    clock = FakeClock()
+    cache = await open_cache(policies=[policy], remote={"tracking": False}, clock=clock)
+    started, gate, loads = asyncio.Event(), asyncio.Event(), 0
+
+    async def load() -> str:
+        nonlocal loads
+        loads += 1
+        started.set()
+        await gate.wait()
+        return f"load {loads}"
+
+    await cache.set("k", "old")
+    clock.advance(60)  # it is stale, and may stand in
+    first = start(cache.get_or_load("k", load))
+    await started.wait()
+    await cache.get("k")  # it reads what is shared, and keeps it
+    second = start(cache.get_or_load("k", load))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(first, second)
+    await until(lambda: cache.entry_lookup("k").value == "load 1", "the outcome is kept")
+    assert await cache.get_or_load("k", load) == "load 1"
+    assert (loads, cache.statistics().installs_refused) == (1, 0)
+
+
 async def test_two_hundred_tasks_share_one_connection(open_cache, server):
     """Concurrent calls travel on one connection, and every reply reaches its own caller."""
     cache = await open_cache(memory=None)

@@ -143,6 +143,24 @@ async def test_who_was_too_late_serves_under_the_map_that_was_first(quick, monke
         await looking
 
 
+async def test_who_looks_does_not_wait_for_the_looks_of_those_who_come_later(quick, monkeypatch):
+    """Also when somebody asks for another one during each of them."""
+    read, looks, later = map_keeper.read_epoch, [], []
+
+    async def read_and_ask(node):
+        looks.append(node.name)
+        later.append(asyncio.ensure_future(opened._keeper.refresh()))
+        return await read(node)
+
+    async with Database(replace(quick, map_look_s=3600.0)) as opened:
+        monkeypatch.setattr(map_keeper, "read_epoch", read_and_ask)
+        async with asyncio.timeout(30):
+            await opened._keeper.refresh()
+        await until(lambda: len(looks) > 20)  # there is no end of them
+        monkeypatch.setattr(map_keeper, "read_epoch", read)
+        await asyncio.gather(*later)
+
+
 async def test_shards_that_keep_different_maps_of_one_epoch_are_refused(quick):
     """Nobody can say which of them is right; a backup that was put back does this."""
     async with Database(replace(quick, map_look_s=3600.0)) as opened:  # it would hand on the first that is changed

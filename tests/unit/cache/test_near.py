@@ -87,22 +87,73 @@ def test_what_was_fetched_before_a_write_that_was_not_kept_is_turned_away(clock,
     assert near.lookup("k") is None
 
 
+@pytest.mark.parametrize("first_to_end", [0, 1])
+def test_of_two_writes_at_once_the_one_that_began_later_is_kept(clock, first_to_end):
+    """Whichever ends first: they reach the shared tier in the order in which they begin."""
+    near, now = Near(MemoryConfig(), clock, is_copy=True), clock.monotonic()
+    epochs = [near.begin_writes(["k"])[0] for _ in range(2)]
+    writes = [Write("k", entry(number, now), epoch, CachePolicy()) for number, epoch in enumerate(epochs)]
+    near.end_writes([writes[first_to_end]])
+    near.end_writes([writes[1 - first_to_end]])
+    assert near.lookup("k") is (writes[1].entry if first_to_end == 0 else None)
+
+
+def test_a_write_that_ends_turns_away_what_is_made_from_the_value_before_it(clock):
+    """Also one that began before that was looked at: with memory alone it would be lost."""
+    near, policy, now = Near(MemoryConfig(), clock, is_copy=False), CachePolicy(), clock.monotonic()
+    (writing,) = near.begin_writes(["k"])
+    near.begin_writes(["k"])
+    looked = near.epoch("k")
+    near.end_writes([Write("k", entry("written", now), writing, policy)])
+    assert near.exchange(Write("k", entry("made from nothing", now), looked, policy)) is False
+    assert near.lookup("k").value == "written"
+
+
+@pytest.mark.parametrize("how", ["forgotten", "doubted", "tag", "everything", "heard again"])
+def test_a_change_during_a_write_turns_it_away(clock, how):
+    """Nobody knows which of the two came last."""
+    near = Near(MemoryConfig(), clock, is_copy=True)
+    (writing,) = near.begin_writes(["k"])
+    match how:
+        case "forgotten":
+            near.forget(["k"])
+        case "doubted":
+            near.expire(["k"])
+        case "tag":
+            near.forget_tags(["t"])
+        case "everything":
+            near.forget_all()
+        case _:
+            near.limit_freshness(None)
+    near.end_writes([Write("k", entry("ours", clock.monotonic()), writing, CachePolicy())])
+    assert near.lookup("k") is None
+
+
 def test_what_was_fetched_before_a_renewal_is_turned_away(clock):
-    """A slow read that brings what was shared before a renewal does not take the place of the renewed value; nor does
-    looking at what is held count as a hit."""
+    """A slow read that brings what was shared before a renewal does not take the place of the renewed value."""
     near, policy, now = Near(MemoryConfig(), clock, is_copy=True), CachePolicy(), clock.monotonic()
     old, renewed = entry("old", now), entry("renewed", now)
-    old.version, renewed.version = 1, 2
     slow = near.epoch("k")
     assert near.install("k", old, near.epoch("k"), policy) is True
-    assert near.install("k", renewed, near.epoch("k"), policy) is True
+    assert near.install("k", renewed, near.epoch("k"), policy, is_renewal=True) is True
     assert near.install("k", old, slow, policy) is False
-    assert near.statistics().hits == 0
     assert near.lookup("k") is renewed
 
 
+def test_what_was_read_does_not_turn_away_the_load_that_is_to_renew_it(clock):
+    """A load under way first keeps what the shared tier has: a version that its own process wrote, or another one."""
+    near, policy, now = Near(MemoryConfig(), clock, is_copy=True), CachePolicy(), clock.monotonic()
+    near.end_writes([Write("k", entry("old", now), near.begin_writes(["k"])[0], policy)])
+    loading, shared, renewed = near.epoch("k"), entry("old", now), entry("renewed", now)
+    shared.version, renewed.version = 1, 2
+    assert near.install("k", shared, near.epoch("k"), policy) is True
+    assert near.install("k", renewed, loading, policy, is_renewal=True) is True
+    assert near.lookup("k") is renewed
+    assert near.statistics().hits == 1
+
+
 def test_reads_of_one_value_at_once_are_all_kept(clock):
-    """Two reads of a cold key that bring the same version do not turn each other away."""
+    """Two reads of a cold key do not turn each other away."""
     near, now = Near(MemoryConfig(), clock, is_copy=True), clock.monotonic()
     first, second = near.epoch("k"), near.epoch("k")
     assert near.install("k", entry("v", now), first, CachePolicy()) is True

@@ -169,6 +169,21 @@ async def test_while_it_is_stopped_its_port_stays_its_own(proxy):
     assert refusal.value.errno == errno.EADDRINUSE
 
 
+async def test_a_stop_that_is_given_up_leaves_nobody_listening(proxy, client):
+    """Whoever is cancelled in it finds the port free to listen on again."""
+    stopping = asyncio.get_running_loop().create_task(proxy.stop())
+    await asyncio.sleep(0)
+    stopping.cancel()
+    await asyncio.wait([stopping])
+
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", proxy.port)
+    await proxy.start()
+    again = await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert await ask(again, b"x") == b"x"
+    again[1].close()
+
+
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_stop_resets_a_connection_that_is_just_being_accepted(upstream, turns):
     """However far the loop has come with a new connection, it does not outlive the stop."""

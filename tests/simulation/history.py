@@ -1,8 +1,9 @@
 """What agents did and what clients were told, kept outside of all nodes, and what must hold in it.
 
 - Of an attempt there is one beginning; of an agent that is not idempotent, one in all.
-- While a beginning's node has its lease, no other one begins beside it. A node whose lease is over may go on for a
-  while with what it had: it is found out at its next beat, and whatever it writes changes nothing.
+- While a beginning's node has its lease, no other one begins beside it, though its execution be over. A node whose
+  lease is over may go on for a while with what it had: it is found out at its next beat, and whatever it writes
+  changes nothing.
 - What is on record as completed is what a body of that attempt returned.
 - Nobody is told of two ends of one execution, and what was told is on record.
 - What somebody was told is cancelled does not begin afterwards, and after a cancel no further attempt does.
@@ -16,7 +17,7 @@ from typing import Any
 
 from headrace.agents.execution import FINISHED, Execution
 
-ATTEMPTS = {"plain": 1, "threaded": 1, "again": 3, "counter": 3}
+ATTEMPTS = {"plain": 1, "threaded": 3, "again": 3, "counter": 3}
 """The agents and how often each may be tried."""
 PLANNED = "planned"
 """What an agent raises that is to fail."""

@@ -124,8 +124,10 @@ class Membership:
         if not beat.is_member:
             del self._owners[shard]
             runs = self._interrupt(owner)
-            await self._try_to_join(shard)
-            self._observer.on(NodeFenced(shard, owner, runs))
+            try:
+                await self._try_to_join(shard)
+            finally:
+                self._observer.on(NodeFenced(shard, owner, runs))
             return
         await self._disown_unknown(shard, owner)
         for key in beat.cancelled:

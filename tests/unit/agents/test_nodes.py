@@ -1,5 +1,6 @@
 """What a node does beside its work: it deletes what is old, as fast as it comes, in a part of its time."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -104,6 +105,38 @@ async def test_a_node_that_was_fenced_has_joined_again_when_that_is_told():
 
     assert told == [(NodeFenced, True)]
     assert after != before
+
+
+async def test_a_node_that_was_fenced_says_so_though_it_is_closed_before_it_has_joined():
+    """What it ran has been stopped by then."""
+    told, joins = [], asyncio.Event()
+
+    class Notes:
+        def on(self, event):
+            told.append(type(event))
+
+    class Gone(MemoryStore):
+        async def beat(self, shard, node, **more):
+            return replace(await super().beat(shard, node, **more), is_member=False)
+
+        async def join(self, shard, node, **more):
+            if is_away:
+                joins.set()
+                await asyncio.Event().wait()
+
+    time, is_away = FakeClock(), False
+    store = Gone(clock=time)
+    membership = membership_of(store, time, Notes())
+    await membership.open()
+    is_away = True
+    (shard,) = store.shards
+    beat = asyncio.create_task(membership.beat(shard))
+    await joins.wait()
+    beat.cancel()
+    await asyncio.wait([beat])
+    await membership.close()
+
+    assert told == [NodeFenced]
 
 
 async def test_a_shard_that_was_away_is_looked_at_again(grows):

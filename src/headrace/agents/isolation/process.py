@@ -161,12 +161,10 @@ class WorkerProcess:
         self._unsent = bytearray()
         self._numbers = 0
         self._culprit: int | None = None
-        self._long_since = 0.0
+        self._long_since, self._is_garbled = 0.0, False
         self._hang_up: asyncio.TimerHandle | None = None
-        self._credit = _FRAMES_BURST
-        self._credit_at = self.started_at
-        self._talk = _TALK_BURST
-        self._talk_at = self.started_at
+        self._credit, self._credit_at = _FRAMES_BURST, self.started_at
+        self._talk, self._talk_at = _TALK_BURST, self.started_at
         self._pause: asyncio.TimerHandle | None = None
         self._pidfd = os.pidfd_open(pid)
         self._resident: int | None = None
@@ -260,6 +258,7 @@ class WorkerProcess:
         if self.killed_for is None and not self.exited.done():
             self.killed_for = reason
             self._culprit = culprit
+            self._loop.remove_reader(self._connection.fileno())  # what it says is heard if it had ended before
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def resident_bytes(self, now: float) -> int | None:
@@ -384,11 +383,13 @@ class WorkerProcess:
                         self._pause = self._loop.call_later(pause_s, self._listen)
                         return
             except Garbled as error:
+                self._is_garbled = True
                 self._kill_for(f"it sent {error}")
 
     def _listen(self) -> None:
-        self._loop.add_reader(self._connection.fileno(), self._receive)
-        self._hear(b"")
+        if self.killed_for is None:
+            self._loop.add_reader(self._connection.fileno(), self._receive)
+            self._hear(b"")
 
     def _overdrawn_s(self) -> float:
         """How long it should be silent for what it said."""
@@ -515,8 +516,8 @@ class WorkerProcess:
                 timer.cancel()
         _, status, usage = os.wait4(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        if code != -signal.SIGKILL:
-            self.killed_for = None  # it had ended before it was
+        if code != -signal.SIGKILL and not self._is_garbled:
+            self.killed_for, self.is_hog, self.is_leaving = None, False, False  # it had ended before it was
         if self.killed_for is None:
             self._drain()
         reason = self.killed_for or self._reason(code, usage.ru_utime + usage.ru_stime)

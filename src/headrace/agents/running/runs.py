@@ -87,7 +87,7 @@ class Runs:
             spawn=self.spawn,
             ended=self._ended,
         )
-        self._left_behind: set[asyncio.Task[None]] = set()
+        self._left_behind: dict[asyncio.Task[None], Key] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.trials: Trials | None = None
         self.started = 0
@@ -128,8 +128,8 @@ class Runs:
         return self._runs.get(key)
 
     def known(self) -> list[Key]:
-        """All executions that are under way here."""
-        return list(self._runs)
+        """All executions that are under way here, and those that are over without their agent."""
+        return [*self._runs, *self._left_behind.values()]
 
     def is_durable(self, key: Key) -> bool:
         """Whether an execution that is under way here is on record already."""
@@ -210,8 +210,8 @@ class Runs:
         self._states.end(run.execution)
         self._streams.close(run.execution)
         if run.is_left_behind and run.task is not None:
-            self._left_behind.add(run.task)
-            run.task.add_done_callback(self._left_behind.discard)
+            self._left_behind[run.task] = key
+            run.task.add_done_callback(self._left_behind.pop)
             run.task.add_done_callback(lambda _: self._shelf.release(run.loaded))
         else:
             self._shelf.release(run.loaded)
@@ -229,7 +229,7 @@ class Runs:
         except BackendError as error:
             self._observer.on(ExecutionNotRecorded(execution.agent_id, execution.id, outcome.status, str(error)))
             if run.submission is not None:
-                self._doubt(self._store.shard_of(execution.tenant))  # on record as running, when nobody runs it
+                self._doubt_end_of(run)
             raise ResultNotRecorded(
                 f"The execution {execution.id!r} ended as {outcome.status!r}, but its result could not be stored"
                 f" ({error.message})"
@@ -252,6 +252,14 @@ class Runs:
                 execution.run_ms,
             )
         )
+
+    def _doubt_end_of(self, run: Run) -> None:
+        """It is on record as running, when nobody runs it, or will once an agent that was left behind has stopped."""
+        shard = self._store.shard_of(run.execution.tenant)
+        if run.is_left_behind and run.task is not None:
+            run.task.add_done_callback(lambda _: self._doubt(shard))
+        else:
+            self._doubt(shard)
 
     async def _put_on_record(self, run: Run, outcome: Outcome) -> tuple[Execution, Outcome]:
         """What is on record now, and how the attempt ended in the light of what it made of its state."""

@@ -26,7 +26,7 @@ from headrace.agents.isolation import (
 from headrace.agents.isolation import (
     pool as pool_module,
 )
-from headrace.agents.isolation.process import Stopped
+from headrace.agents.isolation.process import Stopped, WorkerProcess
 from headrace.errors import (
     AgentInvalid,
     AgentNotFound,
@@ -324,21 +324,59 @@ async def test_a_cancellation_that_arrives_with_its_execution_is_obeyed(pool: Pr
     assert pool.pids(KEY) == [pid]
 
 
-async def test_a_worker_that_had_ended_when_it_was_killed_tells_how_it_ended(pool: ProcessPool) -> None:
-    """A kill that comes too late is not the reason, whatever it was meant for."""
+EXITS = "import os\nasync def Agent(input, context): os._exit(7)"
+EXITS_AFTERWARDS = """
+import asyncio, os
+async def Agent(input, context):
+    asyncio.get_running_loop().call_later(0.5, os._exit, 7)
+    return 1
+"""
+
+
+async def dead_unseen(pool: ProcessPool, text: str) -> "tuple[WorkerProcess, asyncio.Future[Any]]":
+    """A worker that has ended in its first execution, of which the loop has not heard yet; and that execution."""
     key = KEY._replace(agent_id="exits")
-    await pool.start(key, source("import os\nasync def Agent(input, context): os._exit(7)", agent_id="exits"))
+    await pool.start(key, source(text, agent_id="exits"))
     (pid,) = pool.pids(key)
     os.kill(pid, signal.SIGSTOP)
     call = asyncio.ensure_future(run(pool, 1, key=key))
     await until(lambda: pool.statistics().executing == 1)
     os.kill(pid, signal.SIGCONT)
     while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        continue  # without a turn of the loop, which would see it
+        continue  # without a turn of the loop
+    return pool._workers[pid], call
 
-    pool._workers[pid].kill("it closed its connection")
 
-    assert (await call).error == "Its worker ended: it exited with 7."
+@pytest.mark.parametrize(
+    ("text", "output", "error"),
+    [(EXITS, None, "Its worker ended: it exited with 7."), (EXITS_AFTERWARDS, b"1", None)],
+)
+async def test_a_worker_that_had_ended_when_it_was_killed_tells_how_it_ended(
+    pool: ProcessPool, text: str, output: bytes | None, error: str | None
+) -> None:
+    """A kill that comes too late is not the reason, whatever it was meant for; nor did it end in peace."""
+    worker, call = await dead_unseen(pool, text)
+
+    worker.kill("it closed its connection")
+    outcome = await call
+
+    assert (outcome.output_json, outcome.error) == (output, error)
+    await until(lambda: pool.statistics().killed == 1)
+
+
+async def test_a_worker_that_said_nonsense_is_not_believed_for_having_ended_before_it_was_killed(
+    pool: ProcessPool,
+) -> None:
+    """What came behind the nonsense is not taken."""
+    worker, call = await dead_unseen(pool, EXITS)
+
+    done = frames.Done(next(iter(worker.running)), "completed", b"1", None, 0.0, 0)
+    worker._hear(b"\x01\x00\x00\x00\xc1" + frames.framed(done))
+    outcome = await call
+
+    assert outcome.status == "failed"
+    assert "Its worker ended: it sent a frame that cannot be read" in str(outcome.error)
+    assert pool.statistics().killed == 1
 
 
 async def test_a_pause_of_the_whole_machine_is_no_step_of_an_agent() -> None:

@@ -9,7 +9,7 @@ import pytest
 from headrace.agents import AgentHost, AgentsConfig
 from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
-from headrace.errors import StatementFailed
+from headrace.errors import DatabaseUnavailable, StatementFailed
 
 QUICK = {
     "retry_first_s": 0.001,
@@ -114,6 +114,36 @@ async def test_an_attempt_that_a_closing_host_could_not_stop_is_not_repeated_els
     module.gate.set()
     await asyncio.wait([task], timeout=60)
     assert (kept, module.attempts) == (["interrupted"], [1])
+
+
+@pytest.mark.parametrize("source", [THREADED, STUBBORN])
+async def test_an_attempt_that_has_not_stopped_is_known_although_its_end_was_lost(source):
+    """Its row says that it runs, and given up to others it would be run beside itself: that waits until it has."""
+    disowned = []
+
+    class Store(MemoryStore):
+        async def finish(self, execution, **options):
+            raise DatabaseUnavailable("It is away.")
+
+        async def disown(self, shard, *, owner, known, older_than_s):
+            disowned.append(("default", "e") not in known)
+
+    config = AgentsConfig(**QUICK, node_lease_s=600)  # it beats when it is told to
+    async with AgentHost(config, store=Store(clock=SystemClock())) as host:
+        await host.deploy("a", source, version="1.0.0", idempotent=True)
+        module, membership = module_of(host), host._membership
+        (shard,) = host._store.shards
+        await host.submit("a", None, execution_id="e", timeout=1.0)
+        await until(module.begun.is_set)
+        task = host._runs.find(("default", "e")).task
+        await until(lambda: host._runs.find(("default", "e")) is None)
+        membership.doubt(shard)  # for another's sake
+        await membership.beat(shard)
+        membership._doubts.clear()  # it takes longer to stop than lost answers are looked for
+        module.gate.set()
+        await asyncio.wait([task], timeout=60)
+        await membership.beat(shard)
+    assert disowned == [False, True]
 
 
 async def test_an_attempt_that_stopped_at_its_deadline_is_repeated():

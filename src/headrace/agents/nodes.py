@@ -67,11 +67,14 @@ class Membership:
         }
 
     async def close(self) -> None:
-        """Leave, so that nobody has to wait for the end of the lease."""
+        """Leave, so that nobody has to wait for the end of the lease; unless something of ours has not stopped, beside
+        which others would run it again."""
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        await asyncio.gather(*(self._leave(shard, owner) for shard, owner in self._owners.items()))
+        busy = {self._store.shard_of(tenant) for tenant, _ in self._known()}
+        left = [self._leave(shard, owner) for shard, owner in self._owners.items() if shard not in busy]
+        await asyncio.gather(*left)
         self._owners.clear()
 
     def owner(self, shard: str) -> str:

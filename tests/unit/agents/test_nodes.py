@@ -38,8 +38,8 @@ class Grows(MemoryStore):
         return count
 
 
-def membership_of(store, time, observer):
-    """One node."""
+def membership_of(store, time, observer, *, known=()):
+    """One node, with what is under way on it."""
     return Membership(
         store,
         AgentsConfig(),
@@ -49,7 +49,7 @@ def membership_of(store, time, observer):
         observer=observer,
         cancel=lambda key: None,
         interrupt=lambda owner: 0,
-        known=list,
+        known=lambda: list(known),
     )
 
 
@@ -145,3 +145,24 @@ async def test_a_shard_that_was_away_is_looked_at_again(grows):
     await passes(grows, 1_000)
     assert grows.fails == 0
     assert left(grows) < 10_000 * 200
+
+
+class Leaves(MemoryStore):
+    """A shard that notes who left."""
+
+    def __init__(self):
+        super().__init__(clock=SystemClock())
+        self.gone = []
+
+    async def leave(self, shard, node):
+        self.gone.append(node)
+
+
+@pytest.mark.parametrize("known", [[], [("tenant", "x-1")]], ids=["idle", "busy"])
+async def test_a_node_leaves_when_all_of_it_has_stopped(known):
+    """Then others need not wait for its lease to end; while an agent that was left behind goes on, they have to."""
+    store = Leaves()
+    membership = membership_of(store, FakeClock(), Silent(), known=known)
+    await membership.open()
+    await membership.close()
+    assert len(store.gone) == (0 if known else 1)

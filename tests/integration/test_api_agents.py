@@ -41,7 +41,8 @@ import os, time
 class Agent:
     def execute(self, input, context):
         context.emit("begun")
-        while not os.path.exists(input):
+        # The worker that runs it hears of its cancellation by another only with its next beat.
+        while not (os.path.exists(input) and context._execution.status == "cancelling"):
             time.sleep(0.02)
         return "done"
 """

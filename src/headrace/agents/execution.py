@@ -1,5 +1,6 @@
 """One run of an agent: its record, and what the agent sees of it."""
 
+import os
 import time
 from collections.abc import Coroutine, Generator
 from itertools import accumulate
@@ -21,6 +22,12 @@ Status = Literal["queued", "running", "cancelling", "completed", "failed", "time
 Priority = Literal["low", "normal", "high"]
 
 FINISHED = frozenset({"completed", "failed", "timeout", "cancelled", "interrupted"})
+
+
+def timed_id(wall: float) -> str:
+    """An id of 32 hexadecimal digits in the order of time: milliseconds, the microseconds over, 68 random bits."""
+    milliseconds, microseconds = divmod(int(wall * 1e6), 1000)
+    return f"{milliseconds:012x}{microseconds:03x}{os.urandom(9).hex()[:17]}"
 
 
 class Progress(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from headrace.agents.callbacks import Callbacks
 from headrace.agents.code.compilation import CodePolicy
 from headrace.agents.config import AgentsConfig, Isolation, TierConfig
 from headrace.agents.definition import Source
-from headrace.agents.execution import Execution, Priority
+from headrace.agents.execution import Execution, Priority, timed_id
 from headrace.agents.isolated import IsolatedVersions
 from headrace.agents.isolation import Limits
 from headrace.agents.nodes import BEATS_IN_A_LEASE, Membership
@@ -548,8 +548,8 @@ class AgentHost:
         return attempts
 
     def _new_id(self) -> str:
-        # Time first, so that new rows land side by side in the index; 80 random bits after it.
-        return f"{int(self._clock.wall() * 1000):012x}{os.urandom(10).hex()}"
+        # Time first, so that new rows land side by side in the index.
+        return timed_id(self._clock.wall())
 
 
 def _tiers(config: AgentsConfig, tier_of: Callable[[str], str | None] | None) -> Callable[[str], TierConfig | None]:

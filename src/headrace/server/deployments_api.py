@@ -1,6 +1,5 @@
 """How versions come into service over HTTP: deploy, update, canary, roll back, and the record of it."""
 
-import os
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -8,6 +7,7 @@ import msgspec
 from msgspec import Meta
 
 from headrace.agents import Agent, AgentHost
+from headrace.agents.execution import timed_id
 from headrace.clock import Clock
 from headrace.errors import AgentNotFound, CallerError, DeploymentNotFound, InvalidRequest, VersionNotFound
 from headrace.server import deployments
@@ -306,7 +306,7 @@ class DeploymentsApi:
             tenant=exchange.tenant,
             agent_id=agent_id,
             # As the host makes them: time first, so that the order of ids is that of the deployments.
-            deployment_id=f"dep_{int(now * 1000):012x}{os.urandom(10).hex()}",
+            deployment_id=f"dep_{timed_id(now)}",
             version=version,
             strategy="blue_green" if share is None else "canary",
             share=share,

@@ -6,7 +6,7 @@ import time
 import msgspec
 import pytest
 
-from headrace.agents.execution import JSON_DEPTH_MAX, Context, Execution, Metered, Progress, encoded, failure
+from headrace.agents.execution import JSON_DEPTH_MAX, Context, Execution, Metered, Progress, encoded, failure, timed_id
 from headrace.testing import FakeClock
 
 
@@ -125,3 +125,12 @@ def test_an_output_is_only_so_deep(wrap):
 def test_an_output_is_one_line():
     """A `msgspec.Raw` with line breaks too, so that it cannot end a line of whoever streams it."""
     assert encoded(msgspec.Raw(b'{"a":\r\n1}'), bytes_max=100).output_json == b'{"a":  1}'
+
+
+def test_ids_are_in_the_order_of_time():
+    """To the microsecond: what was made later sorts behind, also within a millisecond; and no two are alike."""
+    walls = [1_763_000_000.000_100, 1_763_000_000.000_200, 1_763_000_000.001, 1_763_000_001.0]
+    ids = [timed_id(wall) for wall in walls]
+    assert ids == sorted(ids)
+    assert {len(each) for each in ids} == {32}
+    assert len({timed_id(walls[0]) for _ in range(1_000)}) == 1_000

@@ -155,11 +155,16 @@ def clean(request: pytest.FixtureRequest) -> Iterator[None]:
     """Refuse what a test leaves running. Set up before its other fixtures, and so torn down after them."""
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
         request.getfixturevalue("clean_loop")
+    threads_before = set(threading.enumerate())
     yield
     before = request.node.stash.get(PIDS_BEFORE_CALL, None)
     new = set(psutil.pids()) - before if before is not None else set()
-    if new and (left := leftovers.processes(new, before=before)):
-        pytest.fail("The test left running: " + "; ".join(map(leftovers.end, left)))
+    left = [leftovers.end(process) for process in leftovers.processes(new, before=before)] if new else []
+    if timer := request.node.stash.get(END_OF_HANG, None):
+        threads_before.add(timer)
+    left += [f"thread {thread.name}" for thread in leftovers.threads(threads_before)]
+    if left:
+        pytest.fail("The test left running: " + "; ".join(left))
 
 
 @cache

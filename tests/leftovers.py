@@ -1,4 +1,4 @@
-"""What a test left running: asyncio tasks and operating-system processes.
+"""What a test left running: asyncio tasks, threads and operating-system processes.
 
 A process counts as ours when it descends from the test session or, because a daemon gives up its parent, when it
 carries the session's mark in its environment.
@@ -6,6 +6,8 @@ carries the session's mark in its environment.
 
 import asyncio
 import os
+import threading
+import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 
@@ -13,7 +15,7 @@ import psutil
 
 MARK = "HEADRACE_TEST_SESSION"
 
-# A process that was told to end may need a moment to be gone, and a busy machine some more.
+# A process or thread that was told to end may need a moment to be gone, and a busy machine some more.
 GRACE_S = 10.0
 COMMAND_CHARACTERS_MAX = 120
 
@@ -26,6 +28,19 @@ def mark_session() -> None:
 def tasks(before: Collection["asyncio.Task[object]"]) -> list["asyncio.Task[object]"]:
     """The tasks of the running loop that are not done, without `before` and the caller's own."""
     return [task for task in asyncio.all_tasks() if task not in before and task is not asyncio.current_task()]
+
+
+def threads(before: Collection[threading.Thread]) -> list[threading.Thread]:
+    """The threads of this process that outlive the grace, without `before`.
+
+    Those of a loop's default executor are not counted: they end with the loop, which ends after the test's fixtures.
+    """
+    new = (thread for thread in threading.enumerate() if thread not in before)
+    found = [thread for thread in new if not thread.name.startswith("asyncio_")]
+    deadline = time.monotonic() + GRACE_S
+    for thread in found:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [thread for thread in found if thread.is_alive()]
 
 
 def processes(pids: Iterable[int], *, before: Collection[int] = ()) -> list[psutil.Process]:

@@ -19,6 +19,7 @@ from types import ModuleType
 import pytest
 
 from headrace.cache import Cache, CachePolicy, Strategy, SyncCache
+from headrace.cache.integrations.settings import close_shared
 from tests.redis_servers import RedisServer, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +64,7 @@ async def module(monkeypatch, tmp_path: Path) -> AsyncIterator[ModuleType]:
             await asyncio.to_thread(value.close)
         elif isinstance(value, Cache):
             await value.close()
+    await asyncio.to_thread(close_shared)
 
 
 async def run(source: str, guide: Path, line: int, module: ModuleType) -> None:

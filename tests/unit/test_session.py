@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 LEAKS = """
-import asyncio, subprocess, sys, time
+import asyncio, subprocess, sys, threading, time
 from headrace import build
 from tests import leftovers
 
@@ -33,6 +33,9 @@ async def test_test_that_blocks_itself():
 
 async def test_task_that_was_awaited():
     await asyncio.create_task(asyncio.sleep(0))
+
+def test_thread_left():
+    threading.Thread(target=time.sleep, args=(60,), name="planted-thread", daemon=True).start()
 
 def test_process_left():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
@@ -127,12 +130,13 @@ def leaks(tmp_path_factory: pytest.TempPathFactory) -> Session:
     ("test", "reason"),
     [
         ("test_task_left", "planted-task"),
+        ("test_thread_left", "thread planted-thread"),
         ("test_process_left", "time.sleep(60) (started in test_planted.py::test_process_left (call))"),
         ("test_daemon_left", "(started in test_planted.py::test_daemon_left (call))"),
     ],
 )
 def test_what_a_test_leaves_running_is_its_error(leaks: Session, test: str, reason: str) -> None:
-    """A task, a child or a daemon that outlives a test is an error of that test, which names what was left."""
+    """A task, thread, child or daemon that outlives a test is an error of that test, which names what was left."""
     assert f"ERROR test_planted.py::{test} " in leaks.stdout
     assert reason in leaks.stdout
 

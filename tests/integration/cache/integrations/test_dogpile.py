@@ -28,13 +28,18 @@ from tests.redis_servers import CLOCK, PATIENT, RedisServer, wait_until
 
 
 @pytest.fixture(scope="module", autouse=True)
-def servers_of_the_suites() -> Iterator[None]:
+def server_of_the_suites() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="hr") as directory:
         server = RedisServer(Path(directory)).start()
         OnRedis.config_args["arguments"] = {"url": server.url, "lock_timeout": 5.0}
         yield
-        close_shared()
         server.stop()
+
+
+@pytest.fixture(autouse=True)
+def caches_of_the_suites(server_of_the_suites) -> Iterator[None]:
+    yield
+    close_shared()
 
 
 class OnRedis:

@@ -292,7 +292,8 @@ class Life:
     # -- what clients do ----------------------------------------------------------------------------------------------
 
     async def _ask_for_things(self, rng: random.Random) -> None:
-        deeds = [*[self._submit] * 3, *[self._execute] * 3, *[self._cancel] * 2, self._look]
+        submit, execute = partial(self._start, "submit"), partial(self._start, "execute")
+        deeds = [*[submit] * 3, *[execute] * 3, *[self._cancel] * 2, self._look]
         end_at = self._loop.now + ACTIVE_S
         while True:
             await asyncio.sleep(rng.uniform(0, 5))
@@ -314,23 +315,14 @@ class Life:
         self._ids.append(wish)
         return wish
 
-    async def _submit(self, node: Node, rng: random.Random) -> None:
+    async def _start(self, call: str, node: Node, rng: random.Random) -> None:
         id, agent_id, tenant, value, instance = self._wish(rng)
-        host = node.host
-        work = host.submit(agent_id, value, execution_id=id, tenant=tenant, instance=instance)
-        submitted = await self._asked(node, work, rng, f"submit {id}")
-        if submitted is not None:
+        ask = getattr(node.host, call)
+        work = ask(agent_id, value, execution_id=id, tenant=tenant, instance=instance)
+        answer = await self._asked(node, work, rng, f"{call} {id}")
+        if answer is not None:
             self._history.promised.add(id)
-            self._history.tell(submitted)
-
-    async def _execute(self, node: Node, rng: random.Random) -> None:
-        id, agent_id, tenant, value, instance = self._wish(rng)
-        host = node.host
-        work = host.execute(agent_id, value, execution_id=id, tenant=tenant, instance=instance)
-        executed = await self._asked(node, work, rng, f"execute {id}")
-        if executed is not None:
-            self._history.promised.add(id)
-            self._history.tell(executed)
+            self._history.tell(answer)
 
     async def _cancel(self, node: Node, rng: random.Random) -> None:
         if self._ids:

@@ -483,7 +483,9 @@ async def test_stopping_itself_ends_at_the_deadline(pool: ProcessPool) -> None:
     """SIGSTOP to itself is refused; a worker that is stopped from outside is killed like one that hangs."""
     assert await answer_of(pool, attack("return tried(os.kill, os.getpid(), signal.SIGSTOP)")) == "EPERM"
     await pool.stop(EVIL)
-    await pool.start(EVIL, attack("context.emit('begun')\nawait asyncio.sleep(60)"))
+    # Stopped before its first step ended it would be one that keeps its loop, which ends earlier.
+    limits = Limits(memory_bytes=128 << 20, step_s=60.0)
+    await pool.start(EVIL, attack("context.emit('begun')\nawait asyncio.sleep(60)"), limits)
     (pid,) = pool.pids(EVIL)
 
     def stop(_event: bytes) -> None:

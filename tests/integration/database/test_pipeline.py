@@ -1,9 +1,11 @@
 """Reads that share a round trip and writes that share a commit, on a real Postgres."""
 
 import asyncio
+import select
 from dataclasses import replace
 
 import pytest
+from psycopg import pq
 
 from headrace.database import Database, DatabaseConfig
 from headrace.database.postgres import pipeline
@@ -402,3 +404,39 @@ async def test_rows_that_others_hold_do_not_wait_for_one_another(one, database, 
     assert answers[20:29] == [1] * 9
     assert isinstance(answers[29], StatementFailed) if is_deferred else answers[29] == 1
     assert took_s < 10.0  # one after the other they would have waited for sixteen
+
+
+# -- COPY -------------------------------------------------------------------------------------------------------------
+
+
+async def _cancelled_when_the_server_has_agreed(connection, copying):
+    """Cancel a COPY between the server's consent and our reading of it."""
+    task = asyncio.ensure_future(copying)
+    while connection.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
+        await asyncio.sleep(0)
+    assert select.select([connection.fileno()], [], [], 20)[0]  # blocks the loop, so that nobody reads it
+    task.cancel()
+    assert isinstance((await all_of([task]))[0], asyncio.CancelledError)
+
+
+async def _no_rows():
+    for block in ():
+        yield block
+
+
+async def _read_all(connection, *pieces):
+    async for _ in connection.copy_out(*pieces):
+        pass
+
+
+async def test_a_copy_cancelled_as_it_begins_leaves_a_usable_connection(one):
+    """In both directions: the connection takes the next statement, and the server none of the rows."""
+    rows = ("SELECT repeat('x', 1000) FROM generate_series(1, 20000)",), ()
+    async with one.nodes["shard-0"].reading() as connection:
+        before = connection.pgconn.backend_pid
+        await _cancelled_when_the_server_has_agreed(connection, connection.copy_in("t", _no_rows()))
+        await connection.rollback()
+        await _cancelled_when_the_server_has_agreed(connection, _read_all(connection, *rows))
+        await connection.rollback()
+
+        assert await (await connection.execute("SELECT count(*), pg_backend_pid() FROM t")).fetchall() == [(0, before)]

@@ -182,6 +182,15 @@ AGENTS: list[dict[str, Any]] = [
 ]
 
 
+class Gate:
+    """Closed, it holds back the answers to all who ask, with a token or without."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+        self.asked = 0
+
+
 class Scene:
     """What the server knows, to be changed by the test at any time, and the server itself."""
 
@@ -196,10 +205,8 @@ class Scene:
         self.refusing_streams = False
         self.agents_status = 200
         self.history_status = 200
-        self.agents_may_be_answered = threading.Event()
-        """Cleared: who asks for the agents, with a token or without, waits for the answer."""
-        self.agents_may_be_answered.set()
-        self.agents_asked = 0
+        self.agents_gate = Gate()
+        self.stream_gate = Gate()
         self._silent_since: float | None = None
         self._interval_s = interval_s
         self._place = socket.socket()
@@ -243,16 +250,17 @@ class Scene:
 
     def close(self) -> None:
         """End the server; safe when it is dead already."""
-        self.agents_may_be_answered.set()
+        self.agents_gate.open.set()
+        self.stream_gate.open.set()
         self._stop()
         self._place.close()
 
     def _start(self) -> None:
         self._live = Live(self._snapshot, clock=CLOCK, interval_s=self._interval_s, stale_after_s=2.0)
         routes = [
-            Route("/api/v1/system/live", _Guarded(self, self._stream)),
+            Route("/api/v1/system/live", _Gated(self.stream_gate, _Guarded(self, self._stream))),
             Route("/api/v1/system/history", _Guarded(self, self._history)),
-            Route("/api/v1/agents", _Delayed(self, _Guarded(self, self._agents))),
+            Route("/api/v1/agents", _Gated(self.agents_gate, _Guarded(self, self._agents))),
             Mount("/", dashboard_app()),
         ]
         config = uvicorn.Config(
@@ -326,20 +334,20 @@ class _Guarded:
             await self._app(scope, receive, send)
 
 
-class _Delayed:
-    """Holds back what the app answers for as long as the scene says so."""
+class _Gated:
+    """Holds back what the app answers until the gate is open."""
 
-    def __init__(self, scene: Scene, app: Callable[[Scope, Receive, Send], Any]) -> None:
-        self._scene = scene
+    def __init__(self, gate: Gate, app: Callable[[Scope, Receive, Send], Any]) -> None:
+        self._gate = gate
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def late(message: Message) -> None:
-            if not self._scene.agents_may_be_answered.is_set():
-                await asyncio.to_thread(self._scene.agents_may_be_answered.wait, WAIT_S)
+            if not self._gate.open.is_set():
+                await asyncio.to_thread(self._gate.open.wait, WAIT_S)
             await send(message)
 
-        self._scene.agents_asked += 1
+        self._gate.asked += 1
         await self._app(scope, receive, late)
 
 

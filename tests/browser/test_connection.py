@@ -212,14 +212,16 @@ def test_the_token_stays_in_this_tab(page, scene):
 def test_a_late_refusal_does_not_undo_a_token_that_was_accepted_meanwhile(page, scene):
     """What was asked without the token may be refused after it was entered; the page stays live and keeps it."""
     scene.token = "correct horse"
-    scene.agents_may_be_answered.clear()
+    scene.agents_gate.open.clear()
+    scene.stream_gate.open.clear()  # once it is refused nothing more is asked for
     page.open(scene.url)
+    page.wait_until(lambda: scene.agents_gate.asked == 1, "the agents were asked for without a token")
+    scene.stream_gate.open.set()
     page.wait_until(lambda: page.shows("#access"), "the form is shown")
-    page.wait_until(lambda: scene.agents_asked == 1, "the agents were asked for without a token")
     page.find("#access-token").send_keys("correct horse\n")
     page.wait_until_live()
 
-    scene.agents_may_be_answered.set()
+    scene.agents_gate.open.set()
 
     page.wait_until(lambda: len(page.rows("agents")) == 4, "the agents are listed")
     assert page.text("#connection-text") == "Live"

@@ -39,7 +39,7 @@ class Queue:
         self._membership = membership
         self._start = start
         self._loops: set[asyncio.Task[None]] = set()
-        self._starting: dict[Key, asyncio.Task[None]] = {}
+        self._starting: dict[asyncio.Task[None], Key] = {}
         self._short: set[tuple[str, bool]] = set()
         """Loops that could have taken more with more places, or with more places for some tenant."""
         self._wakes = {(shard, threaded): asyncio.Event() for shard in store.shards for threaded in (False, True)}
@@ -55,16 +55,16 @@ class Queue:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
         if self._starting:
-            await asyncio.wait(self._starting.values(), timeout=self._config.cancel_grace_s)
-        for start in list(self._starting.values()):
+            await asyncio.wait(self._starting, timeout=self._config.cancel_grace_s)
+        for start in list(self._starting):
             start.cancel()
-        await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*self._starting, return_exceptions=True)
         for shard, threaded in self._wakes:
             await self._give_all_back(shard, threaded=threaded)
 
     def starting(self) -> list[Key]:
         """What was taken and has not begun yet."""
-        return list(self._starting)
+        return list(self._starting.values())
 
     def wake(self, shard: str, *, threaded: bool) -> None:
         """There is something in the queue."""
@@ -84,7 +84,7 @@ class Queue:
             try:
                 if is_in_doubt:
                     await self._store.give_back_unknown(
-                        shard, owner=self._membership.owner(shard), threaded=threaded, known=list(self._starting)
+                        shard, owner=self._membership.owner(shard), threaded=threaded, known=self.starting()
                     )
                     is_in_doubt = False
                 taken = await self._round(shard, threaded=threaded)
@@ -126,16 +126,16 @@ class Queue:
         )
         loop = asyncio.get_running_loop()
         for submission in taken:
-            start = loop.create_task(self._begin(submission))
-            self._starting[submission.key] = start
+            self._starting[loop.create_task(self._begin(submission))] = submission.key
         return len(taken)
 
     async def _begin(self, submission: Submission) -> None:
+        me = asyncio.current_task()
+        assert me is not None
         try:
             await self._start(submission)
         finally:
-            if self._starting.get(submission.key) is asyncio.current_task():
-                del self._starting[submission.key]
+            del self._starting[me]
             self.place_is_free()
 
     async def _give_all_back(self, shard: str, *, threaded: bool) -> None:

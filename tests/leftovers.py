@@ -34,9 +34,10 @@ def threads(before: Collection[threading.Thread]) -> list[threading.Thread]:
     """The threads of this process that outlive the grace, without `before`.
 
     Those of a loop's default executor are not counted: they end with the loop, which ends after the test's fixtures.
+    Neither are threads that Python did not start, which it can neither join nor see end.
     """
     new = (thread for thread in threading.enumerate() if thread not in before)
-    found = [thread for thread in new if not thread.name.startswith("asyncio_")]
+    found = [thread for thread in new if not thread.name.startswith(("asyncio_", "Dummy-"))]
     deadline = time.monotonic() + GRACE_S
     for thread in found:
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -59,12 +59,14 @@ async def module(monkeypatch, tmp_path: Path) -> AsyncIterator[ModuleType]:
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where msgspec looks for the names in annotations
     monkeypatch.chdir(tmp_path)
     yield module
-    for value in vars(module).values():
-        if isinstance(value, SyncCache):
-            await asyncio.to_thread(value.close)
-        elif isinstance(value, Cache):
-            await value.close()
-    await asyncio.to_thread(close_shared)
+    try:
+        for value in vars(module).values():
+            if isinstance(value, SyncCache):
+                await asyncio.to_thread(value.close)
+            elif isinstance(value, Cache):
+                await value.close()
+    finally:
+        await asyncio.to_thread(close_shared)
 
 
 async def run(source: str, guide: Path, line: int, module: ModuleType) -> None:

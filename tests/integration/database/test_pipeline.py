@@ -1,14 +1,17 @@
 """Reads that share a round trip and writes that share a commit, on a real Postgres."""
 
 import asyncio
+import os
 import select
+import signal
 from dataclasses import replace
 
+import psycopg
 import pytest
 from psycopg import pq
 
 from headrace.database import Database, DatabaseConfig
-from headrace.database.postgres import pipeline
+from headrace.database.postgres import copying, pipeline
 from headrace.errors import (
     CallerError,
     DatabaseUnavailable,
@@ -409,14 +412,19 @@ async def test_rows_that_others_hold_do_not_wait_for_one_another(one, database, 
 # -- COPY -------------------------------------------------------------------------------------------------------------
 
 
-async def _cancelled_when_the_server_has_agreed(connection, copying):
-    """Cancel a COPY between the server's consent and our reading of it."""
-    task = asyncio.ensure_future(copying)
+async def _begun_and_not_yet_read(connection, copy):
+    """A COPY that the server has agreed to, which nobody here has read. The loop is blocked meanwhile."""
+    task = asyncio.ensure_future(copy)
     while connection.pgconn.transaction_status != pq.TransactionStatus.ACTIVE:
         await asyncio.sleep(0)
-    assert select.select([connection.fileno()], [], [], 20)[0]  # blocks the loop, so that nobody reads it
+    assert select.select([connection.fileno()], [], [], 20)[0]
+    return task
+
+
+async def _cancelled(task):
     task.cancel()
-    assert isinstance((await all_of([task]))[0], asyncio.CancelledError)
+    async with asyncio.timeout(60):
+        return isinstance((await all_of([task]))[0], asyncio.CancelledError)
 
 
 async def _no_rows():
@@ -434,9 +442,50 @@ async def test_a_copy_cancelled_as_it_begins_leaves_a_usable_connection(one):
     rows = ("SELECT repeat('x', 1000) FROM generate_series(1, 20000)",), ()
     async with one.nodes["shard-0"].reading() as connection:
         before = connection.pgconn.backend_pid
-        await _cancelled_when_the_server_has_agreed(connection, connection.copy_in("t", _no_rows()))
+        assert await _cancelled(await _begun_and_not_yet_read(connection, connection.copy_in("t", _no_rows())))
         await connection.rollback()
-        await _cancelled_when_the_server_has_agreed(connection, _read_all(connection, *rows))
+        assert await _cancelled(await _begun_and_not_yet_read(connection, _read_all(connection, *rows)))
         await connection.rollback()
 
         assert await (await connection.execute("SELECT count(*), pg_backend_pid() FROM t")).fetchall() == [(0, before)]
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_copy_cancelled_on_a_frozen_server_ends(one, monkeypatch, has_begun):
+    """The caller is free after a bounded time, and the connection is closed."""
+    monkeypatch.setattr(copying, "END_S", 0.1)
+    asked = asyncio.Event()
+
+    async def endless():
+        asked.set()
+        await asyncio.Event().wait()
+        yield b""
+
+    async with one.nodes["shard-0"].reading() as connection:
+        pid = connection.pgconn.backend_pid
+        copy = await _begun_and_not_yet_read(connection, connection.copy_in("t", endless()))
+        if has_begun:
+            await asked.wait()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert await _cancelled(copy)
+            assert connection.is_hung_up()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    assert await keys(one) == []
+
+
+async def test_a_copy_cancelled_again_while_it_is_ended_leaves_no_connection_in_it(one, monkeypatch):
+    """Who is cancelled in the middle of that loses the connection, and nothing else."""
+
+    async def cancelled_again(copy, error):
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(psycopg.AsyncCopy, "finish", cancelled_again)
+
+    async with one.nodes["shard-0"].reading() as connection:
+        assert await _cancelled(await _begun_and_not_yet_read(connection, connection.copy_in("t", _no_rows())))
+        assert connection.closed
+
+    assert await keys(one) == []

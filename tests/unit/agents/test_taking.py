@@ -53,8 +53,9 @@ async def test_what_is_taken_twice_ends_twice():
         start=start,
     )
     await queue.open()
-    while len(queue.starting()) < 2:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while len(queue.starting()) < 2:
+            await asyncio.sleep(0)
 
     await queue.close()
 

@@ -222,7 +222,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
     async def copy_in(self, table: str, blocks: AsyncIterator[bytes]) -> None:
         """Append rows, in the text form of COPY, to a table."""
         command = composing.SQL("COPY {} FROM STDIN").format(composing.Identifier(table))
-        async with copying(self, command) as copy:
+        async with copying(self, command, sever=self.sever) as copy:
             async for block in blocks:
                 await copy.write(block)
 
@@ -230,7 +230,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Row]):
         """The rows of a SELECT in the text form of COPY, in blocks of whole rows."""
         command = composing.SQL("COPY ({}) TO STDOUT").format(_with_literals(texts, values))
         block = bytearray()
-        async with copying(self, command) as copy:
+        async with copying(self, command, sever=self.sever) as copy:
             async for row in copy:
                 block += row
                 if len(block) >= _COPY_BLOCK_BYTES:

@@ -25,6 +25,13 @@ async def Agent(input, context):
             continue
     return context.attempt
 """
+PROGRESSING = """
+import asyncio
+gate = asyncio.Event()
+async def Agent(input, context):
+    context.progress(1, 2)
+    await gate.wait()
+"""
 CONFIG = {"node_lease_s": 60.0, "queue_poll_s": 0.05, "retry_first_s": 0.01, "cancel_grace_s": 0.1}
 
 
@@ -142,6 +149,29 @@ async def test_what_may_not_begin_and_is_ours_all_the_same_is_tried_again(databa
         await until(is_over)
         ended = await host.execution("a", "e")
         assert (ended.status, ended.output, ended.attempt) == ("completed", 7, 1)
+
+
+async def test_progress_whose_writing_failed_is_written_again(database, monkeypatch):
+    """Also when the agent says nothing new meanwhile."""
+    async with hosts(database, 1) as (host,):
+        await host.deploy("a", PROGRESSING, version="1.0.0")
+        report, refused = host._store.report, []
+
+        async def refuse_once(shard, submissions):
+            if refused:
+                return await report(shard, submissions)
+            refused.append(submissions)
+            raise DatabaseUnavailable("the connection broke")
+
+        monkeypatch.setattr(host._store, "report", refuse_once)
+        await host.submit("a", None, execution_id="e")
+
+        async def is_told():
+            return (await host.execution("a", "e")).progress is not None
+
+        await until(is_told)
+        module_of(host).gate.set()
+    assert refused
 
 
 async def test_what_was_taken_in_an_answer_that_was_lost_goes_back(database):

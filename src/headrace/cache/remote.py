@@ -31,6 +31,8 @@ REFRESH_WAIT_S = 0.1
 TOPOLOGY_CHECK_S = 2.0
 IMPORTING_S = 60.0
 """How long a node counts as one that serves keys after ASK has led to it."""
+SHOWN_MAX = 40
+"""Characters of a reply that an error message quotes."""
 POINTED_AT: Address = ("", 0)
 """Stands for the one node that the URL points at."""
 Part = bytes | str | int
@@ -176,6 +178,8 @@ class Remote:
         for reply in replies:
             if isinstance(reply, BaseException):
                 raise reply
+            if not isinstance(reply, int):
+                raise CacheUnavailable(f"The server answered UNLINK with {_shown(reply)}, which is no number.")
         return sum(replies)
 
     async def unlink_matching(self, glob: bytes, kind: Callable[[bytes], bool | None]) -> int:
@@ -211,9 +215,12 @@ class Remote:
     async def _scan(self, pipeline: Pipeline, glob: bytes) -> AsyncIterator[list[bytes]]:
         cursor = b"0"
         while True:
-            cursor, keys = await pipeline.call(pack(("SCAN", cursor, "MATCH", glob, "COUNT", SCAN_COUNT)))
-            if keys:
-                yield keys
+            match await pipeline.call(pack(("SCAN", cursor, "MATCH", glob, "COUNT", SCAN_COUNT))):
+                case [bytes(cursor), list(keys)]:
+                    if keys:
+                        yield keys
+                case reply:
+                    raise CacheUnavailable(f"The server answered SCAN with {_shown(reply)}, which names no keys.")
             if cursor == b"0":
                 return
 
@@ -421,6 +428,11 @@ class Remote:
             for client in sentinel.sentinels:
                 await client.aclose()
         return host, int(port)
+
+
+def _shown(reply: Any) -> str:
+    """A reply that makes no sense, for an error message."""
+    return repr(reply)[:SHOWN_MAX]
 
 
 def _load_driver() -> SimpleNamespace:

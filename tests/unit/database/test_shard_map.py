@@ -1,11 +1,13 @@
 """The shard map: rules for slots, one table of shards, changes that hide no row."""
 
+import datetime
 import uuid
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from headrace.database import DatabaseConfig, KeyRange, ListedKey, ShardConfig, ShardMap
-from headrace.database.shard_map import rule_from_json
+from headrace.database.shard_map import rule_from_json, rule_to_json
 from headrace.errors import CallerError, ConfigError
 
 SHARDS = tuple(ShardConfig(name=name, dsn="") for name in "abc")
@@ -41,6 +43,26 @@ def test_keys_of_different_types_are_different_keys():
     assert shard_map.slot(1) == 16
     assert shard_map.slot(True) < 16
     assert shard_map.slot("1") < 16
+
+
+def test_a_listed_instant_is_found_in_every_time_zone():
+    """In the hour that comes twice, too: in none does Python call an instant of it equal to one of another zone."""
+    berlin = ZoneInfo("Europe/Berlin")
+    for fold in (0, 1):
+        twice = datetime.datetime(2025, 10, 26, 2, 30, tzinfo=berlin, fold=fold)
+        listed = (ListedKey(key=twice, shard="c"),)
+        rule = ShardMap.of(DatabaseConfig(shards=SHARDS, strategy="directory", slots=16, directory=listed)).rule
+        for kept in (rule, rule_from_json(rule_to_json(rule))):
+            assert [kept.slot(key) for key in (twice, twice.astimezone(datetime.UTC))] == [16, 16]
+            assert kept.slot(twice.replace(fold=1 - fold)) < 16
+
+
+def test_an_instant_that_utc_has_no_year_for_is_a_key():
+    """The first hours of the year 1 are in the year 0 elsewhere."""
+    first = datetime.datetime(1, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=9)))
+    listed = (ListedKey(key=first, shard="c"),)
+    rule = ShardMap.of(DatabaseConfig(shards=SHARDS, strategy="directory", slots=16, directory=listed)).rule
+    assert rule_from_json(rule_to_json(rule)).slot(first) == 16
 
 
 def test_a_directory_may_refuse_whom_it_does_not_list():

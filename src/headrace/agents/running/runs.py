@@ -329,15 +329,16 @@ class Runs:
                 sleep_at = self._clock.monotonic() + _SLEEP_S
 
     async def _report(self) -> None:
-        by_shard: dict[str, list[Submission]] = {}
+        by_shard: dict[str, list[tuple[Run, Submission]]] = {}
         for key, run in self._on_record.items():
             if run.submission is not None and run.execution.progress is not run.reported:
-                run.reported = run.execution.progress
-                by_shard.setdefault(self._store.shard_of(key[0]), []).append(
-                    msgspec.structs.replace(run.submission, execution=run.execution)
-                )
-        for shard, submissions in by_shard.items():
-            await self._store.report(shard, submissions)
+                submission = msgspec.structs.replace(run.submission, execution=run.execution)
+                by_shard.setdefault(self._store.shard_of(key[0]), []).append((run, submission))
+        for shard, told in by_shard.items():
+            progress = [run.execution.progress for run, _ in told]
+            await self._store.report(shard, [submission for _, submission in told])
+            for (run, _), reported in zip(told, progress, strict=True):
+                run.reported = reported  # not before: what failed is said again
 
     def _finishing(self) -> "list[asyncio.Future[Execution]]":
         return [run.waiter() for run in self._runs.values()]

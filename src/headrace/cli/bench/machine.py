@@ -34,7 +34,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     build: str
     """The hot modules: compiled, plain Python, or stale, which is compiled from an older source."""
     commit: str | None
-    """Of the checkout that runs, with `-dirty` when it has changes; None outside of one."""
+    """Of the checkout that runs, with `-dirty` when it has changes; None outside of one, or when git cannot say."""
 
 
 def machine(clock: Clock) -> Machine:
@@ -82,16 +82,17 @@ def commit_of(directory: Path) -> str | None:
     """Git answers None for a directory that it does not track, such as a site-packages inside somebody's checkout."""
     if not _git(directory, "ls-files", "--error-unmatch", "clock.py"):
         return None
-    commit = _git(directory, "rev-parse", "HEAD")
-    if not commit:
+    commit, changes = _git(directory, "rev-parse", "HEAD"), _git(directory, "status", "--porcelain")
+    if not commit or changes is None:
         return None
-    return f"{commit}-dirty" if _git(directory, "status", "--porcelain") else commit
+    return f"{commit}-dirty" if changes else commit
 
 
-def _git(directory: Path, *arguments: str) -> str:
+def _git(directory: Path, *arguments: str) -> str | None:
+    """What git says; None when it refuses or takes too long."""
     try:
         command = ["git", "-C", str(directory), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_S_MAX, check=False)
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

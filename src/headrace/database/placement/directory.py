@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from headrace.database.placement.keys import Key, kind_of
+from headrace.database.placement.keys import Key, in_utc, kind_of
 from headrace.database.placement.postgres_hash import hash_key
 from headrace.errors import CallerError, ConfigError
 
@@ -24,6 +24,7 @@ class DirectoryRule:
     @classmethod
     def listing(cls, hashed: int, keys: Sequence[Key]) -> "DirectoryRule":
         """The rule that lists these keys; refuses a key that is listed twice."""
+        keys = [in_utc(key) for key in keys]
         numbers: dict[tuple[str, Key], int] = {}
         for number, key in enumerate(keys, hashed):
             # By kind too: to Python 1, 1.0 and True are one dictionary key.
@@ -33,7 +34,7 @@ class DirectoryRule:
 
     def slot(self, key: Key) -> int:
         """The slot of a key; refuses one that is not listed, if there are no slots for such."""
-        number = self.numbers.get((kind_of(key), key))
+        number = self.numbers.get((kind_of(key), in_utc(key)))
         if number is not None:
             return number
         if not self.hashed:
@@ -45,7 +46,7 @@ class DirectoryRule:
 
     def lists(self, key: Key) -> bool:
         """Whether the key has a slot of its own."""
-        return (kind_of(key), key) in self.numbers
+        return (kind_of(key), in_utc(key)) in self.numbers
 
     def described(self) -> str:
         """In a few words, for errors and tables."""

@@ -65,14 +65,26 @@ def kind_of(key: object) -> str:
     raise CallerError(f"The key {key!r} is a {type(key).__name__}.", fix=f"Shard by one of: {', '.join(KINDS)}.")
 
 
+def in_utc(key: Key) -> Key:
+    """The key; an instant as UTC has it.
+
+    In an hour that comes twice a year, when clocks are set back, Python calls no instant equal to one of another zone.
+    """
+    if isinstance(key, datetime.datetime) and key.tzinfo is not None:
+        try:
+            return key.astimezone(datetime.UTC)
+        except OverflowError:
+            return key  # in UTC it is before the year 1 or after 9999
+    return key
+
+
 def written(key: Key) -> KindedText:
     """A key as text that `read` takes back."""
+    key = in_utc(key)
     if isinstance(key, bytes):
         text = key.hex()
     elif isinstance(key, bool):
         text = "true" if key else "false"
-    elif isinstance(key, datetime.datetime) and key.tzinfo is not None:
-        text = key.astimezone(datetime.UTC).isoformat()
     else:
         text = key.isoformat() if isinstance(key, datetime.date) else str(key)
     return KindedText(kind_of(key), text)

@@ -1,11 +1,16 @@
 """What has to be invalidated in the shared tier and could not be confirmed yet, in bounds."""
 
+import asyncio
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from headrace.cache.policy import glob_pattern
+from headrace.errors import CacheUnavailable
 
 PATTERNS_MAX = 64
+ARRIVAL_WAIT_MAX_S = 30.0
+"""How long one call waits for the invalidations of its own process that are on their way."""
 ALL = "*"
 """The name under which a whole namespace is owed."""
 
@@ -167,3 +172,35 @@ def _pay(owed: dict[str, int], names: Iterable[str], as_of: int) -> list[str]:
     for name in paid:
         owed.pop(name, None)
     return paid
+
+
+class OnWay:
+    """The deliveries under way of a `clear` or a pattern: whoever needs them to have arrived waits for that."""
+
+    __slots__ = ("_deliveries",)
+
+    def __init__(self) -> None:
+        self._deliveries: dict[asyncio.Future[None], str] = {}
+
+    @contextmanager
+    def delivery(self, name: str) -> Iterator[None]:
+        """That of a pattern, or of ALL, is under way until the block ends, whether it arrives or fails."""
+        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._deliveries[landed] = name
+        try:
+            yield
+        finally:
+            del self._deliveries[landed]
+            landed.set_result(None)
+
+    def brings(self, name: str) -> bool:
+        """Whether one of this pattern is under way."""
+        return name in self._deliveries.values()
+
+    async def landed(self) -> None:
+        """Return when what is under way now has arrived or failed. Raises CacheUnavailable if that takes too long."""
+        if not self._deliveries:
+            return
+        _, late = await asyncio.wait(list(self._deliveries), timeout=ARRIVAL_WAIT_MAX_S)
+        if late:
+            raise CacheUnavailable(f"An invalidation is on its way for longer than {ARRIVAL_WAIT_MAX_S:g} s.")

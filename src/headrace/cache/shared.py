@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Rejected, Sealed, Tags, milliseconds
 from headrace.cache.config import RemoteConfig
-from headrace.cache.deferred import Deferred
+from headrace.cache.deferred import ALL, Deferred, OnWay
 from headrace.cache.exchange import Exchange
 from headrace.cache.keyspace import Keyspace
 from headrace.cache.lease import Claim, Lease, Leases, Right
@@ -71,15 +71,13 @@ class SharedTier(RemoteWatcher):
         self._counts = counts
         self._tokens = tokens
         self._near = near
-        self._codec = Codec(
-            compress_min=config.compress_min,
-            value_bytes_max=config.value_bytes_max,
-            seal=seal_of(config, namespace=namespace),
-        )
+        seal = seal_of(config, namespace=namespace)
+        self._codec = Codec(compress_min=config.compress_min, value_bytes_max=config.value_bytes_max, seal=seal)
         self.keyspace = Keyspace(namespace)
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
         self._clearing = asyncio.Lock()
+        self._on_way = OnWay()
         self._tags_on_way: list[frozenset[str]] = []
         self._own = OwnWrites()
         self._tracking: Tracking | None = None
@@ -254,7 +252,8 @@ class SharedTier(RemoteWatcher):
         if not tags:
             return ()
         # An invalidation that is on its way arrives before what is asked for here, or the tag is owed again.
-        if owed := [tag for tag in tags if tag in self._deferred.tags and not self._is_on_way(tag)]:
+        on_way: frozenset[str] = frozenset().union(*self._tags_on_way)
+        if owed := [tag for tag in tags if tag in self._deferred.tags and tag not in on_way]:
             await self._deliver_tags(owed)
             if not self._deferred.tags.keys().isdisjoint(owed):
                 return None
@@ -444,16 +443,18 @@ class SharedTier(RemoteWatcher):
         self._deferred.add_pattern(glob)
         if self.keyspace.generation is None:
             return 0
-        for _ in range(GENERATIONS_MAX):
-            generation, as_of = self.keyspace.generation, self._deferred.latest
-            try:
-                removed = await self._remote.unlink_matching(self.keyspace.entries(glob), self.keyspace.matcher(glob))
-                if await self._is_current(generation):
-                    self._deferred.pay_pattern(glob, as_of=as_of)
-                    return removed
-            except CacheUnavailable:
-                break
-            await self.learn_generation()
+        with self._on_way.delivery(glob):
+            for _ in range(GENERATIONS_MAX):
+                generation, as_of = self.keyspace.generation, self._deferred.latest
+                entries, kind = self.keyspace.entries(glob), self.keyspace.matcher(glob)
+                try:
+                    removed = await self._remote.unlink_matching(entries, kind)
+                    if await self._is_current(generation):
+                        self._deferred.pay_pattern(glob, as_of=as_of)
+                        return removed
+                except CacheUnavailable:
+                    break
+                await self.learn_generation()
         self._counts.add("remote_errors")
         return 0
 
@@ -478,6 +479,8 @@ class SharedTier(RemoteWatcher):
         """
         if key in self._deferred.keys:
             await self._deliver_keys([key])
+        if self._deferred.covers(key):
+            await self._on_way.landed()
         if not self._deferred.covers(key):
             return True
         if not self._remote.is_available:
@@ -517,13 +520,11 @@ class SharedTier(RemoteWatcher):
         return bool(current == generation)
 
     async def _deliver_tags(self, tags: Sequence[str]) -> None:
-        names = [self.keyspace.tag(tag) for tag in tags]
+        commands = [(name, ("SET", name, self._random(), "PX", TAG_TTL_MS)) for name in map(self.keyspace.tag, tags)]
         as_of, on_way = self._deferred.latest, frozenset(tags)
         self._tags_on_way.append(on_way)
         try:
-            replies = await self._remote.call_each(
-                (name, ("SET", name, self._random(), "PX", TAG_TTL_MS)) for name in names
-            )
+            replies = await self._remote.call_each(commands)
         finally:
             self._tags_on_way.remove(on_way)
         for tag, reply in zip(tags, replies, strict=True):
@@ -532,13 +533,11 @@ class SharedTier(RemoteWatcher):
             else:
                 self._deferred.pay_tags([tag], as_of=as_of)
 
-    def _is_on_way(self, tag: str) -> bool:
-        return any(tag in tags for tags in self._tags_on_way)
-
     async def _deliver_everything(self) -> None:
-        generation, as_of = CLEARED + self._random(), self._deferred.latest
+        name, generation, as_of = self.keyspace.generation_key, CLEARED + self._random(), self._deferred.latest
         try:
-            await self._remote.call(self.keyspace.generation_key, "SET", self.keyspace.generation_key, generation)
+            with self._on_way.delivery(ALL):
+                await self._remote.call(name, "SET", name, generation)
         except CacheUnavailable:
             self._counts.add("remote_errors")
             return
@@ -575,7 +574,8 @@ class SharedTier(RemoteWatcher):
             await self._deliver_keys(list(deferred.keys))
         if deferred.tags:
             await self._deliver_tags(list(deferred.tags))
-        for glob in list(deferred.patterns):
+        # Taken twice, one walk would count what the other removed.
+        for glob in [glob for glob in deferred.patterns if not self._on_way.brings(glob)]:
             await self.forget_matching(glob)
         if self.on_delivered is not None:
             self.on_delivered()

@@ -30,19 +30,28 @@ HAS_CLUSTERS = FOUND.version >= (7, 0)
 PATIENT = {"timeout": 20.0, "connect_timeout": 20.0, "reconnect_wait_max": 0.1}
 """For a cache that misses no answer but through what its test does: a server may be slow on a busy machine."""
 IMPATIENT_S = 0.2
-PORTS = range(10_000, 32_000)
-"""Below those that the system hands out by itself, which nobody else may take before a server here listens."""
+PATIENT_NODE_MS = 60_000
+"""A cluster takes a node for dead after so long: on a busy machine a living one may be silent for seconds."""
+IMPATIENT_NODE_MS = 3_000
+WORKERS_MAX = 8
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = range(10_000 + WORKER % WORKERS_MAX, 32_000, WORKERS_MAX)
+"""Below those that the system hands out by itself, and no two workers of a session share any: nobody else may take one
+before a server here listens, or while it is stopped."""
+UNUSED = iter(random.SystemRandom().sample(PORTS, len(PORTS)))
+"""Each is given away once: a cluster asks for all of its own before any server of it listens."""
 PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 def free_port() -> int:
-    while True:
+    for port in UNUSED:
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port := random.SystemRandom().choice(PORTS)))
+                probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
             return port
+    raise AssertionError("all ports are used up")
 
 
 class RedisServer:
@@ -237,14 +246,15 @@ class Witness:
 
 
 class RedisCluster:
-    """Primaries that share the slots evenly, each with replicas."""
+    """Primaries that share the slots evenly, each with replicas; the last `idle` primaries have no slot."""
 
-    def __init__(self, directory: Path, *, primaries: int = 3, replicas: int = 0) -> None:
+    def __init__(self, directory: Path, *, primaries: int = 3, replicas: int = 0, idle: int = 0) -> None:
         # The cluster bus listens on port + 10000 unless it is told otherwise.
         self.servers = [
             RedisServer(
                 directory / f"node{number}",
-                *("--cluster-enabled", "yes", "--cluster-port", str(free_port()), "--cluster-node-timeout", "3000"),
+                *("--cluster-enabled", "yes", "--cluster-port", str(free_port())),
+                *("--cluster-node-timeout", str(PATIENT_NODE_MS)),
                 *("--cluster-require-full-coverage", "no", "--cluster-allow-reads-when-down", "no"),
                 port=free_port(),
             )
@@ -252,6 +262,7 @@ class RedisCluster:
         ]
         self.primaries = self.servers[:primaries]
         self.replicas = self.servers[primaries:]
+        self.serving = self.primaries[: primaries - idle]
 
     @property
     def url(self) -> str:
@@ -260,10 +271,11 @@ class RedisCluster:
     def start(self) -> "RedisCluster":
         for server in self.servers:
             server.start()
-        share = 16384 // len(self.primaries)
+        share = 16384 // len(self.serving)
         for number, server in enumerate(self.primaries):
-            last = 16383 if number == len(self.primaries) - 1 else (number + 1) * share - 1
             server.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for number, server in enumerate(self.serving):
+            last = 16383 if number == len(self.serving) - 1 else (number + 1) * share - 1
             server.call("CLUSTER", "ADDSLOTSRANGE", number * share, last)
         for server in self.servers[1:]:
             bus = self.servers[0].options[3]
@@ -275,8 +287,21 @@ class RedisCluster:
             leader = self.primaries[number % len(self.primaries)]
             wait_until(lambda s=server, p=leader: p.id in s.raw("CLUSTER", "NODES"), "the replica knows its primary")
             server.call("CLUSTER", "REPLICATE", leader.id)
-        wait_until(lambda: all("cluster_state:ok" in server.raw("CLUSTER", "INFO") for server in self.servers), "ok")
+        wait_until(lambda: all(map(self.is_ready, self.servers)), "all know who serves what")
         return self
+
+    @staticmethod
+    def is_ready(server: RedisServer) -> bool:
+        """Whether a node serves, and knows of every slot who does: one that has just met the others need not."""
+        told = server.raw("CLUSTER", "INFO")
+        return "cluster_state:ok" in told and "cluster_slots_assigned:16384" in told
+
+    def lose(self, server: RedisServer) -> None:
+        """Kill a node. From now on a silent one is taken for dead soon, and so a replica takes over."""
+        server.stop()
+        for other in self.servers:
+            if other.process is not None:
+                other.call("CONFIG", "SET", "cluster-node-timeout", IMPATIENT_NODE_MS)
 
     @staticmethod
     def nodes(server: RedisServer) -> list[str]:
@@ -297,7 +322,7 @@ class RedisCluster:
         target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
         while names := source.call("CLUSTER", "GETKEYSINSLOT", slot, 100):
-            source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *names)
+            source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 20_000, "KEYS", *names)
         for server in (target, source, *self.primaries):
             server.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 

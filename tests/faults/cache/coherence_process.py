@@ -2,8 +2,9 @@
 
     python coherence_process.py URL NUMBER writer|reader [TIMEOUT]
 
-One JSON command a line on stdin, one JSON answer a line on stdout: `{"do": "run", "operations": n}`,
-`{"do": "run_until_told"}` and then any line, `{"do": "settle"}`, `{"do": "dump"}`, `{"do": "read"}`.
+One JSON command a line on stdin, one JSON answer a line on stdout: `{"do": "run", "operations": n, "without": []}`,
+`{"do": "run_until_told"}`, `{"do": "settle"}`, `{"do": "dump"}`, `{"do": "read"}`. While it runs until it is told, a
+first line is answered when the outage has been met, and the second one ends the run.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import json
 import random
 import sys
 from collections import Counter
+from collections.abc import Sequence
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.errors import CacheUnavailable, HeadraceError
@@ -36,26 +38,30 @@ class Worker:
         self.cache = cache
         self.number = number
         self.rng = random.Random(number)
-        self.names, self.weights = list(WEIGHTS[role]), list(WEIGHTS[role].values())
+        self.weights = WEIGHTS[role]
+        self.names = list(self.weights)
         self.written = 0
         self.done: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.slowest_s = 0.0
+        self.under_way: set[object] = set()
         self.is_told = asyncio.Event()
 
     def value(self) -> str:
         self.written += 1
         return f"{self.number}:{self.written}"
 
-    async def operate(self) -> None:
-        name = self.rng.choices(self.names, self.weights)[0]
+    async def operate(self, without: Sequence[str]) -> None:
+        name = self.rng.choices(self.names, [0 if name in without else self.weights[name] for name in self.names])[0]
         key = self.rng.choice(KEYS)
-        loop = asyncio.get_running_loop()
+        loop, operation = asyncio.get_running_loop(), object()
         started = loop.time()
+        self.under_way.add(operation)
         try:
             await self.call(name, key)
         except HeadraceError as error:
             self.errors[f"{name} {key.partition(':')[0]} {error.code}"] += 1
+        self.under_way.discard(operation)
         self.done[name] += 1
         self.slowest_s = max(self.slowest_s, loop.time() - started)
 
@@ -85,8 +91,8 @@ class Worker:
         await asyncio.sleep(self.rng.random() * 0.004)
         return value
 
-    async def run(self, operations: int | None) -> dict[str, object]:
-        """So many operations, or as many as come before the next line."""
+    async def run(self, operations: int | None, without: Sequence[str] = ()) -> dict[str, object]:
+        """So many operations, or as many as come before one is told to end."""
         left = operations
         self.done.clear()
         self.errors.clear()
@@ -101,13 +107,24 @@ class Worker:
                     return
                 else:
                     await asyncio.sleep(PAUSE_S)
-                await self.operate()
+                await self.operate(without)
                 await asyncio.sleep(0)
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(TASKS):
                 tasks.create_task(go_on())
         return {"done": dict(self.done), "errors": dict(self.errors), "slowest_s": self.slowest_s}
+
+    async def listen(self) -> None:
+        """Say when no operation of now is under way any more and, if writes are made, one was refused; then wait for
+        the end."""
+        await asyncio.to_thread(sys.stdin.readline)
+        before = set(self.under_way)
+        async with asyncio.timeout(60):
+            while before & self.under_way or ("set" in self.names and not self.errors):
+                await asyncio.sleep(PAUSE_S)
+        print(json.dumps({"met": True}), flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
 
     async def settle(self) -> dict[str, object]:
         """Return when everything is connected, nothing is owed and nothing is in doubt."""
@@ -137,13 +154,15 @@ class Worker:
 
     async def obey(self, command: dict[str, object]) -> dict[str, object]:
         match command:
-            case {"do": "run", "operations": operations}:
-                return await self.run(operations)
+            case {"do": "run", "operations": operations, **more}:
+                return await self.run(operations, more.get("without", ()))
             case {"do": "run_until_told"}:
                 self.is_told.clear()
-                told = asyncio.get_running_loop().create_task(asyncio.to_thread(sys.stdin.readline))
+                told = asyncio.get_running_loop().create_task(self.listen())
                 told.add_done_callback(lambda _: self.is_told.set())
-                return await self.run(None)
+                done = await self.run(None)
+                await told
+                return done
             case {"do": "settle"}:
                 return await self.settle()
             case {"do": "dump"}:

@@ -13,11 +13,12 @@ import pytest
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
 from headrace.cache.codec import FOREVER_MS, Codec, Envelope, Sealed
+from headrace.cache.shared import SharedTier
 from headrace.cache.spool import Record, Spool
 from headrace.cache.write_behind import RETRY_S
 from headrace.errors import CacheUnavailable
 from headrace.events import TierRecovered, TierUnavailable, WriteDropped
-from tests.redis_servers import CLOCK, IMPATIENT_S, at_once, deaf, set_patience, until, until_found
+from tests.redis_servers import CLOCK, IMPATIENT_S, PATIENT, at_once, deaf, set_patience, until, until_found
 
 BEHIND = [CachePolicy(match="b:*", strategy=Strategy.WRITE_BEHIND, jitter=0), CachePolicy(match="*", jitter=0)]
 
@@ -158,6 +159,8 @@ async def main(url, directory):
         for number in range(1000):
             await cache.set(f"b:{number}", number)
             print(number, flush=True)
+            if number == 0:
+                await asyncio.to_thread(sys.stdin.readline)
         await cache.delete("b:700")
         print("deleted", flush=True)
         await asyncio.sleep(60)
@@ -169,26 +172,25 @@ asyncio.run(main(*sys.argv[1:]))
 @pytest.mark.parametrize("at", [300, "deleted"])
 async def test_an_acknowledged_write_survives_kill_9(open_cache, server, tmp_path: Path, at):
     """Every set that returned is delivered by the next process, although Redis was away and the writer was killed."""
-    await (await open_cache()).set("warm", 1)
-    server.signal(signal.SIGSTOP)
-    # The child opens while the server is deaf, so everything that it writes stays owed.
-    server.signal(signal.SIGCONT)
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, server.url, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CHILD, server.url, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     acknowledged = set()
     try:
+        assert child.stdin is not None
         assert child.stdout is not None
-        first = await asyncio.to_thread(child.stdout.readline)
+        acknowledged.add(int(await asyncio.to_thread(child.stdout.readline)))
         server.signal(signal.SIGSTOP)
-        acknowledged.add(int(first))
+        child.stdin.write("go on, everything stays owed from here\n")
+        child.stdin.flush()
         while (line := (await asyncio.to_thread(child.stdout.readline)).strip()) != str(at):
             acknowledged.add(int(line))
     finally:
         os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
+        child.communicate()
         server.signal(signal.SIGCONT)
     remote = {"spool_directory": str(tmp_path)}
     heir = await open_cache(policies=[CachePolicy(strategy=Strategy.WRITE_BEHIND)], remote=remote)
@@ -213,15 +215,25 @@ def leave_behind(directory: Path, keys: list[str], *, owed: Sequence[str] = ()) 
     spool.close(done=False)
 
 
-async def test_a_delete_while_what_a_dead_process_left_is_looked_up_wins(open_cache, tmp_path: Path):
+async def test_a_delete_while_what_a_dead_process_left_is_looked_up_wins(open_cache, tmp_path: Path, monkeypatch):
     """A queued write that is taken back while others of its batch are compared with Redis is not delivered."""
     await asyncio.to_thread(leave_behind, tmp_path, [f"b:{number}" for number in range(50)])
     other = await open_cache(memory=None)
+    is_looking, may_look, is_newer = asyncio.Event(), asyncio.Event(), SharedTier.is_newer
+
+    async def is_newer_late(shared: SharedTier, entry: Sealed) -> bool | str:
+        found = await is_newer(shared, entry)
+        if entry.key == "b:49":
+            is_looking.set()
+            await may_look.wait()
+        return found
+
+    monkeypatch.setattr(SharedTier, "is_newer", is_newer_late)
     cache = await open_cache(policies=BEHIND, remote={"spool_directory": str(tmp_path)})
-    while "b:49" not in cache._behind._sending:
-        await asyncio.sleep(0)
+    await is_looking.wait()
     assert await other.get("b:49") is None
     await cache.delete("b:49")
+    may_look.set()
     await delivered(cache)
     assert await other.get_many(["b:0", "b:49"]) == {"b:0": "left"}
 
@@ -231,7 +243,7 @@ async def test_an_opening_that_was_given_up_keeps_nothing_from_the_next(open_cac
     await asyncio.to_thread(leave_behind, tmp_path, [], owed=["k"])
     other = await open_cache(memory=None)
     await other.set("k", "old")
-    remote = {"url": server.url, "spool_directory": str(tmp_path)}
+    remote = {"url": server.url, "spool_directory": str(tmp_path), **PATIENT}
     first = Cache(remote=RemoteConfig(**remote))
     opening = asyncio.get_running_loop().create_task(first.open())
     while first._shared is None or not first._shared.owed.is_owed:

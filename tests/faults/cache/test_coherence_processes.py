@@ -46,9 +46,9 @@ def test_processes_agree_after_settling(server, fleet, fault, every_s):
 
 
 def test_an_outage_under_load_is_not_the_callers(server, fleet):
-    """With Redis stopped for seconds only strict writes are told; nobody waits long, and all agree afterwards."""
+    """With Redis stopped only strict writes are told; nobody waits long, or for its return, and all agree later."""
     report = fleet.run_through(lambda: stopped(server, STOPPED_S), OPERATIONS // 5)
     assert set(report.errors) == {"set strict cache-unavailable"}
-    assert report.slowest_s < STOPPED_S * 2 / 3
+    assert report.slowest_s < PATIENCE_S / 2
     assert report.compared > 20
     assert report.differences == []

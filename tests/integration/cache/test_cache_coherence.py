@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
-from headrace.cache.tracking import HEARTBEAT_S
 from headrace.errors import UnencodableValue
 from headrace.events import TierRecovered, TierUnavailable
 from headrace.testing import FakeClock, TcpProxy
@@ -15,10 +14,10 @@ from tests.redis_servers import (
     CLOCK,
     IMPATIENT_S,
     PATIENT,
-    RedisCluster,
     RedisServer,
     Witness,
     deaf,
+    is_idle,
     settled,
     until,
     until_found,
@@ -139,7 +138,12 @@ async def test_random_writers_agree_after_settling(open_cache, server):
 
     await asyncio.gather(*(work(cache) for cache in caches for _ in range(4)))
     await settled(*caches)
-    assert await assert_coherent(server, caches, keys) > 0
+    await assert_coherent(server, caches, keys)
+    await caches[0].set(keys[0], "last")
+    await settled(*caches)
+    for cache in caches:  # now that all is quiet, what each reads is kept
+        await cache.get_many(keys)
+    assert await assert_coherent(server, caches, keys) >= len(caches)
 
 
 async def test_they_agree_although_connections_are_killed_and_the_server_is_flushed(open_cache, server):
@@ -177,6 +181,9 @@ async def test_they_agree_although_connections_are_killed_and_the_server_is_flus
     for cache in caches:
         await until(lambda cache=cache: not cache._shared._deferred.is_owed, "all invalidations were delivered")
     await settled(*caches)
+    # What was loaded while a connection for calls was away is in one memory alone, and fresh for so long.
+    bound = CLOCK.monotonic() + RemoteConfig().degraded_ttl
+    await until(lambda: CLOCK.monotonic() > bound, "what could not be shared has gone stale")
     await assert_coherent(server, caches, keys)
 
 
@@ -186,30 +193,30 @@ async def test_a_lost_channel_bounds_how_long_copies_stay_fresh(open_cache, serv
     await cache.set("k", 1)
     await settled(cache)
     async with deaf(server, cache):
-        lost_at = CLOCK.monotonic()
+        await until(lambda: any(event.tier == "invalidation" for event in witness.seen(TierUnavailable)), "noticed")
+        await until(lambda: cache.entry_lookup("k").fresh_until <= cache.now() + 0.3, "bounded, and not for 300 s")
         await until(lambda: cache.entry_lookup("k").fresh_until <= cache.now(), "no longer fresh")
-        assert CLOCK.monotonic() - lost_at < HEARTBEAT_S + IMPATIENT_S + 0.3 + 10  # and not 300 s
-        assert any(event.tier == "invalidation" for event in witness.seen(TierUnavailable))
         assert await cache.get_or_load("k", lambda: 2) == 2
     await until(lambda: any(event.tier == "invalidation" for event in witness.seen(TierRecovered)), "whole again")
 
 
 async def test_copies_are_checked_after_a_gap(open_cache, server):
     """What changed while the channel was away is noticed when it is back."""
-    a, b = await open_cache(), await open_cache()
-    await a.set("k", "old")
-    await settled(b)
-    assert await b.get("k") == "old"
-    with server.client() as client:
-        number = (await asyncio.to_thread(client.client_info))["id"]
-        for line in client.client_list():
-            if "t" in line["flags"] or "B" in line["flags"]:
-                client.client_kill_filter(_id=line["id"])
-        assert number
-    await a.set("k", "new")
-    await until(lambda: not is_fresh(b, "k"), "the gap was noticed")
-    await settled(b)
-    assert await b.get("k") == "new"
+    a = await open_cache()
+    async with TcpProxy(server.socket) as proxy:
+        # Longer than the test waits: what makes a copy stale is the check.
+        b = await open_cache(remote={"url": f"redis://{proxy.address}/0", "degraded_ttl": 100.0})
+        await a.set("k", "old")
+        await settled(b)
+        assert await b.get("k") == "old"
+        assert is_fresh(b, "k")
+        await proxy.stop()
+        await a.set("k", "new")
+        await proxy.start()
+        await until(lambda: not is_fresh(b, "k"), "the gap was noticed")
+        await settled(b)
+        await until(lambda: is_idle(b), "the connection for calls stands, too")
+        assert await b.get("k") == "new"
 
 
 async def test_without_tracking_memory_ttl_is_the_bound(open_cache):
@@ -231,6 +238,7 @@ async def test_coherence_on_a_cluster_whose_slots_move(start_cluster):
     config = RemoteConfig(url=cluster.url, **PATIENT)
     keys = [f"k{number}" for number in range(30)]
     async with Cache(remote=config, observer=witness) as a, Cache(remote=config) as b:
+        await a.set_many(dict.fromkeys(keys, 0))
         moving = start(
             asyncio.to_thread(
                 lambda: [
@@ -254,7 +262,7 @@ async def test_coherence_on_a_cluster_whose_slots_move(start_cluster):
         await settled(a, b)
         async with Cache(remote=config, memory=None) as truth:
             shared = await truth.get_many(keys)
-        assert len(shared) > 10
+        assert shared.keys() == set(keys)
         for cache in (a, b):
             for key in keys:
                 if key in cache.memory:
@@ -280,13 +288,16 @@ async def test_coherence_over_a_failover(start_cluster):
             lambda: all("master_link_status:up" in s.raw("INFO", "replication") for s in cluster.replicas),
             "",
         )
-        cluster.primaries[0].stop()
-        for _ in range(300):
+        await asyncio.to_thread(cluster.lose, cluster.primaries[0])
+
+        async def all_are_taken() -> bool:
             await a.set_many(dict.fromkeys(keys, "new"))
+            if a._shared._deferred.is_owed:
+                return False
             async with Cache(remote=config, memory=None) as truth:
-                if await truth.get_many(keys) == dict.fromkeys(keys, "new"):
-                    break
-            await asyncio.sleep(0.1)
+                return await truth.get_many(keys) == dict.fromkeys(keys, "new")
+
+        await until_found(all_are_taken, True, timeout_s=80)
         await settled(a, b)
         assert await b.get_many(keys) == dict.fromkeys(keys, "new")
 
@@ -312,7 +323,7 @@ async def test_a_change_by_a_process_that_has_not_heard_of_a_clear_counts(open_c
 
 async def test_a_value_that_redis_does_not_have_is_kept_for_a_moment_only(open_cache, server):
     """With calls cut but the channel standing, what was loaded meanwhile stays fresh no longer than degraded_ttl."""
-    cache = await open_cache(remote={"degraded_ttl": 0.5})
+    cache = await open_cache(remote={"degraded_ttl": 30.0})  # and not the 300 s of `MemoryConfig.ttl`
     await settled(cache)
     (calls,) = cache._shared._remote.primaries()
 
@@ -330,7 +341,7 @@ async def test_a_value_that_redis_does_not_have_is_kept_for_a_moment_only(open_c
 
     assert await cache.get_or_load("k", load) == "alone"
     assert cache._shared._tracking._whole
-    assert cache.entry_lookup("k").fresh_until <= cache.now() + 0.5
+    assert cache.entry_lookup("k").fresh_until <= cache.now() + 30.0
 
 
 async def test_the_first_load_with_a_new_tag_is_kept(open_cache):
@@ -395,6 +406,7 @@ async def test_a_tag_invalidated_elsewhere_drops_what_was_loaded_with_it(open_ca
         assert await a.get("k") == number
         await b.invalidate_tag("t")
         await until(lambda: a.entry_lookup("k") is None, "the copy is dropped")
+        await settled(a)  # it may have been found out before it was told of, which would turn the next load away
 
 
 async def test_a_plain_function_on_the_loops_thread_follows_changes_in_bounds(open_cache):
@@ -441,6 +453,8 @@ async def test_a_write_that_was_given_up_leaves_no_older_copy(open_cache, server
             return "new"
 
         await cache.update("k", lambda _: "old")  # from now on the server knows the script
+        if is_tracked:
+            await settled(cache)  # the echo does not drop the copy that is made now
         assert await cache.get("k") == "old"
         writing = start(cache.set("k", change()) if write == "set" else cache.update("k", change))
         await until_found(lambda: other.get("k"), "new")
@@ -484,26 +498,10 @@ async def test_writes_of_which_one_cannot_be_stored_leave_no_older_copies(open_c
     assert await other.get("late:1") == await cache.get("late:1") == "new"
 
 
-async def start_with_newcomer(start_cluster) -> tuple[RedisCluster, RedisServer]:
-    """A cluster with a primary that serves no slot yet."""
-    cluster = await asyncio.to_thread(start_cluster)
-    newcomer = cluster.primaries[2]
-    for server in cluster.primaries:
-        server.call("CLUSTER", "DELSLOTSRANGE", 10922, 16383)
-    cluster.primaries[0].call("CLUSTER", "ADDSLOTSRANGE", 10922, 16383)
-    heir = cluster.primaries[0].port
-    for server in cluster.primaries:
-        await asyncio.to_thread(
-            wait_until,
-            lambda s=server: any(last == 16383 and at[1] == heir for _, last, at, *_ in s.call("CLUSTER", "SLOTS")),
-            "all know the heir",
-        )
-    return cluster, newcomer
-
-
 async def test_copies_follow_a_slot_to_a_primary_that_had_none(start_cluster):
     """What was read from a new primary, and changed there before its channel stood, is checked before it answers."""
-    cluster, newcomer = await start_with_newcomer(start_cluster)
+    cluster = await asyncio.to_thread(start_cluster, idle=1)
+    newcomer = cluster.primaries[-1]
     config = RemoteConfig(url=cluster.url, **PATIENT)
     async with Cache(remote=config) as a, Cache(remote=config, memory=None) as b:
         await b.set("k", "old")
@@ -518,7 +516,8 @@ async def test_copies_follow_a_slot_to_a_primary_that_had_none(start_cluster):
 
 async def test_copies_follow_keys_whose_slot_is_still_on_its_way(start_cluster):
     """A primary that takes over its first slot serves keys before the slot is its own; changes there are heard."""
-    cluster, newcomer = await start_with_newcomer(start_cluster)
+    cluster = await asyncio.to_thread(start_cluster, idle=1)
+    newcomer = cluster.primaries[-1]
     config = RemoteConfig(url=cluster.url, **PATIENT)
     async with Cache(remote=config) as a, Cache(remote=config, memory=None) as b:
         await b.set("k", "old")
@@ -527,7 +526,8 @@ async def test_copies_follow_keys_whose_slot_is_still_on_its_way(start_cluster):
         newcomer.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", newcomer.id)
         names = source.call("CLUSTER", "GETKEYSINSLOT", slot, 100)
-        source.call("MIGRATE", "127.0.0.1", newcomer.port, "", 0, 5000, "KEYS", *names)
+        source.call("MIGRATE", "127.0.0.1", newcomer.port, "", 0, 20_000, "KEYS", *names)
+        await settled(a)  # of the migration itself, whose push would drop the copy that is made now
         assert await a.get("k") == "old"
         await b.set("k", "new")
         await until(lambda: len(a._shared._tracking._channels) == 3, "the new primary is heard")

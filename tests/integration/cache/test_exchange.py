@@ -7,7 +7,9 @@ import pytest
 from msgspec import UNSET
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy
+from headrace.cache.updating import ATTEMPTS_MAX
 from headrace.errors import CacheUnavailable
+from headrace.testing import TcpProxy
 from tests.redis_servers import CLOCK, PATIENT, until
 
 POLICIES = [CachePolicy(match="b:*", strategy=Strategy.WRITE_BEHIND, jitter=0), CachePolicy(ttl=60, jitter=0)]
@@ -110,6 +112,28 @@ async def test_an_update_beside_an_invalidation_of_its_own_process_is_carried_ou
         assert await one.get("n") in {None, outcome}
         await two._shared.learn_generation()
         assert await two.get("n") in {None, outcome}
+
+
+@pytest.mark.parametrize("how", ["clear", "pattern"])
+async def test_an_update_waits_for_an_invalidation_of_its_own_process_however_slow_it_is(server, how):
+    """A server that takes its time is not away: the outcome is made from nothing once the invalidation has arrived."""
+    async with TcpProxy(server.socket) as proxy:
+        remote = RemoteConfig(url=f"redis://{proxy.address}/0", **PATIENT)
+        async with Cache(remote=remote, policies=POLICIES) as one:
+            await one.set("n", 41)
+            one._updater._rng = lambda: 0.0
+            start, count = asyncio.get_running_loop().create_task, Counter()
+            proxy.deaf()
+            invalidating = start(one.clear() if how == "clear" else one.invalidate_pattern("n*"))
+            updating = start(one.update("n", count))
+            for _ in range(4 * ATTEMPTS_MAX):
+                await asyncio.sleep(0)
+            assert not invalidating.done()
+            assert not updating.done()
+            proxy.heal()
+            await invalidating
+            assert await updating == 1
+            assert count.given == [UNSET]
 
 
 async def test_counts_beside_clears_are_never_of_the_past(pair):

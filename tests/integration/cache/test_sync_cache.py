@@ -195,20 +195,21 @@ def test_an_interrupted_load_is_taken_over(make_cache):
 
     def load_interrupted() -> str:
         is_loading.set()
-        wait_until(lambda: waiter.is_alive(), "the other asks")
+        flight = cache._cache._filler._flights._table["k"]
+        wait_until(lambda: len(flight.waiters) == 2, "the other asks")
         raise KeyboardInterrupt
 
     found = []
 
     def ask() -> None:
-        is_loading.wait(10)
+        is_loading.wait(60)
         found.append(cache.get_or_load("k", lambda: "second"))
 
     waiter = threading.Thread(target=ask)
     waiter.start()
     with pytest.raises(KeyboardInterrupt):
         cache.get_or_load("k", load_interrupted)
-    waiter.join(20)
+    waiter.join(60)
     assert found == ["second"]
 
 
@@ -246,7 +247,7 @@ def test_waiting_for_oneself_is_refused(make_cache, server):
     observer.cache = cache = make_cache(observer=observer)
     cache.set("k", 1)
     server.stop()
-    assert observer.told.wait(10)
+    assert observer.told.wait(60)
     assert "own event loop thread" in str(observer.errors[0])
     with pytest.raises(CacheUnavailable):
         cache.update("k", lambda old: cache.get("other"))
@@ -278,7 +279,7 @@ FORK = """
 import os, sys, threading
 from headrace.cache import RemoteConfig, SyncCache
 
-cache = SyncCache(remote=RemoteConfig(url=sys.argv[1], timeout=20, connect_timeout=20))
+cache = SyncCache(remote=RemoteConfig(url=sys.argv[1], timeout=20, connect_timeout=20, lease=60))
 
 @cache.cached("f:{number}")
 def load(number: int) -> int:

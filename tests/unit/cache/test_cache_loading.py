@@ -56,7 +56,7 @@ async def test_the_load_ends_with_its_last_waiter(cache):
     for caller in callers:
         caller.cancel()
     await asyncio.wait(callers)
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), 60)
     assert await cache.get_or_load("k", Source("fresh")) == "fresh"
 
 
@@ -231,11 +231,11 @@ async def test_many_threads_share_one_blocking_load(cache):
     def slow(name: str) -> str:
         runs.append(name)
         entered.set()
-        assert leave.wait(10)
+        assert leave.wait(60)
         return name.upper()
 
     calls = [start(asyncio.to_thread(slow, "x")) for _ in range(4)]
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, 60)
     while len(cache._filler._flights._table["slow:x"].waiters) < 4:
         await asyncio.sleep(0.001)
     leave.set()
@@ -299,7 +299,7 @@ async def stuck():
 
     def load() -> str:
         entered.set()
-        release.wait(10)
+        release.wait(60)
         return "late"
 
     load.entered = entered
@@ -312,7 +312,7 @@ async def test_a_thread_waits_for_a_stuck_plain_loader_until_the_hard_limit(cloc
     async with policy_cache(clock, ttl=60, load_timeout=0.05) as cache:
         decorated = cache.cached("k", ttl=60)(stuck)
         first = start(asyncio.to_thread(decorated))
-        await asyncio.to_thread(stuck.entered.wait, 10)
+        await asyncio.to_thread(stuck.entered.wait, 60)
         with pytest.raises(LoadTimeout, match="'k'"):
             await asyncio.to_thread(decorated)
         assert await cache.get_or_load("k", Source("fresh")) == "fresh"
@@ -326,7 +326,7 @@ async def test_a_stale_value_stands_in_for_a_stuck_plain_loader(clock, stuck):
         clock.advance(20)
         decorated = cache.cached("k")(stuck)
         first = start(asyncio.to_thread(decorated))
-        await asyncio.to_thread(stuck.entered.wait, 10)
+        await asyncio.to_thread(stuck.entered.wait, 60)
         assert await cache.get_or_load("k", Source("fresh")) == "old"
         assert cache.statistics().stale_served == 1
         assert await cache.get_or_load("k", Source("fresh")) == "fresh"
@@ -340,6 +340,6 @@ async def test_a_stale_value_stands_in_for_threads_too(clock, stuck):
         clock.advance(20)
         decorated = cache.cached("k")(stuck)
         first = start(asyncio.to_thread(decorated))
-        await asyncio.to_thread(stuck.entered.wait, 10)
+        await asyncio.to_thread(stuck.entered.wait, 60)
         assert await asyncio.to_thread(decorated) == "old"
         first.cancel()

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -96,11 +97,11 @@ async def test_a_load_that_dies_with_its_loop_is_taken_over():
 
     async def elsewhere() -> None:
         task = start(flights.run("k", EPOCH, never))
-        await asyncio.to_thread(release.wait, 10)
+        await asyncio.to_thread(release.wait, 60)
         task.cancel()
 
     thread = start(asyncio.to_thread(asyncio.run, elsewhere()))
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, 60)
     waiter = start(flights.run("k", EPOCH, lambda: asyncio.sleep(0, "mine")))
     while len(flights._table["k"].waiters) < 2:
         await asyncio.sleep(0.001)
@@ -118,7 +119,7 @@ async def test_an_interrupted_thread_does_not_fail_the_others():
 
     def interrupted() -> None:
         entered.set()
-        leave.wait(10)
+        leave.wait(60)
         raise KeyboardInterrupt
 
     def load_here() -> None:
@@ -127,7 +128,7 @@ async def test_an_interrupted_thread_does_not_fail_the_others():
 
     first = threading.Thread(target=load_here)
     first.start()
-    await asyncio.to_thread(entered.wait, 10)
+    await asyncio.to_thread(entered.wait, 60)
     second = start(asyncio.to_thread(flights.run_in_thread, "k", EPOCH, lambda: "mine"))
     while len(flights._table["k"].waiters) < 2:
         await asyncio.sleep(0.001)
@@ -155,16 +156,16 @@ class Stuck:
             target=lambda: self.outcome.append(flights.run_in_thread(key, EPOCH, self._load))
         )
         self.thread.start()
-        assert self.entered.wait(10)
+        assert self.entered.wait(60)
 
     def _load(self) -> str:
         self.entered.set()
-        assert self.release.wait(10)
+        assert self.release.wait(60)
         return "late"
 
     def let_go(self) -> None:
         self.release.set()
-        self.thread.join(10)
+        self.thread.join(60)
 
 
 def test_a_thread_waits_in_bounds_for_another_threads_load():
@@ -205,10 +206,20 @@ def test_after_a_stuck_loader_others_load_for_themselves():
     assert len(flights) == 0
 
 
-async def test_a_thread_that_gives_up_ends_a_load_that_nobody_else_waits_for():
+async def test_a_thread_that_gives_up_ends_a_load_that_nobody_else_waits_for(monkeypatch: pytest.MonkeyPatch):
     """A load on a loop whose last waiter was a thread is cancelled when that thread has waited long enough."""
     flights = Flights()
     cancelled = asyncio.Event()
+    is_waiting, has_waited = threading.Event(), threading.Event()
+
+    class Landing(threading.Event):
+        """What is waited for in vain, for as long as the test says."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            is_waiting.set()
+            return not has_waited.wait(60) or self.is_set()
+
+    monkeypatch.setattr("headrace.cache.flight.threading", SimpleNamespace(Event=Landing))
 
     async def never() -> None:
         try:
@@ -220,10 +231,12 @@ async def test_a_thread_that_gives_up_ends_a_load_that_nobody_else_waits_for():
     first = start(flights.run("k", EPOCH, never))
     await asyncio.sleep(0)
     second = start(asyncio.to_thread(flights.run_in_thread, "k", EPOCH, lambda: "mine", wait_max_s=0.2))
-    while len(flights._table["k"].waiters) < 2:
-        await asyncio.sleep(0.001)
+    assert await asyncio.to_thread(is_waiting.wait, 60)
     first.cancel()
+    await asyncio.wait([first])
+    assert not cancelled.is_set()
+    has_waited.set()
     with pytest.raises(LoadTimeout):
         await second
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 60)
     await flights.settled()

@@ -174,7 +174,7 @@ def test_counting_is_atomic_and_keeps_the_expiry(cache, other, server):
 
 def test_touch_gives_a_new_timeout(cache, server):
     """The value stays, its end moves."""
-    cache.set("k", "v", 5)
+    cache.set("k", "v", 500)
     assert cache.touch("k", None) is True
     (name,) = server.call("KEYS", "django:*:k}")
     assert server.call("PTTL", name) == -1
@@ -239,8 +239,10 @@ def test_get_or_set_replaces_what_cannot_be_read(cache):
     assert cache.get("k") == 2
 
 
-def test_a_dead_server_breaks_no_view(cache, server):
+def test_a_dead_server_breaks_no_view(make_cache, server):
     """Without Redis a request sees misses and its own writes; what needs Redis to be true is False."""
+    patience = {"timeout": 60.0, "connect_timeout": 60.0, "degraded_ttl": 60.0}
+    cache = make_cache(options={"remote": {**PATIENT, **patience}})
     cache.set("k", "v")
     server.stop()
     started = CLOCK.monotonic()
@@ -252,4 +254,4 @@ def test_a_dead_server_breaks_no_view(cache, server):
     assert cache.touch("k") is False
     cache.delete_many(["k", "own"])
     assert cache.get_many(["k", "own"]) == {}
-    assert CLOCK.monotonic() - started < 15  # less than a timeout
+    assert CLOCK.monotonic() - started < 50  # less than a timeout

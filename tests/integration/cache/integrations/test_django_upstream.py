@@ -35,8 +35,10 @@ from django.test.runner import DiscoverRunner
 
 BACKEND = "headrace.cache.integrations.django.HeadraceCache"
 
+OPTIONS = {"remote": {"timeout": 20.0, "connect_timeout": 20.0}} if sys.argv[2] else {}
+
 @override_settings(CACHES=upstream.caches_setting_for_tests(
-    BACKEND=BACKEND, LOCATION=sys.argv[2], exclude={"cull", "zero_cull"}
+    BACKEND=BACKEND, LOCATION=sys.argv[2], OPTIONS=OPTIONS, exclude={"cull", "zero_cull"}
 ))
 class HeadraceCacheTests(upstream.BaseCacheTests, TestCase):
     pass

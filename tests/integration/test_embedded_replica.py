@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import psycopg
@@ -10,6 +10,7 @@ import pytest
 
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import DirectoryUnusable, EmbeddedServerFailed
+from tests.failovers import frozen
 
 
 @pytest.fixture(params=[16, 18])
@@ -96,6 +97,24 @@ def test_a_replica_that_cannot_catch_up_is_made_anew(primary: EmbeddedPostgres) 
     with started(replica_of(primary)) as replica:
         assert caught_up(primary, replica) == [1, 2]
     assert sorted(path.name for path in replica.directory.iterdir() if path.is_dir()) == ["data", "run"]
+
+
+def test_a_primary_that_takes_its_time_is_waited_for(primary: EmbeddedPostgres) -> None:
+    """Only it can tell whether it kept the log: a replica that went on without having asked would never catch up."""
+    with started(replica_of(primary)):
+        pass
+    until(primary, "(SELECT NOT active FROM pg_replication_slots WHERE slot_name = 'replica_0')")
+    execute(primary, "SELECT pg_drop_replication_slot('replica_0')")
+    execute(primary, "INSERT INTO seen VALUES (2)")
+    replica = replica_of(primary)
+    with ThreadPoolExecutor(1) as threads:
+        with frozen(primary):
+            preparing = threads.submit(replica.prepare)
+            wait([preparing], timeout=3.0)
+            assert not preparing.done()
+        preparing.result()
+    with started(replica):
+        assert caught_up(primary, replica) == [1, 2]
 
 
 def test_a_replica_answers_reads_while_its_primary_is_away(tmp_path: Path) -> None:

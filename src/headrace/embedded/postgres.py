@@ -41,8 +41,8 @@ _STOP_TIMEOUT_S = 10.0
 _LEFTOVER_TIMEOUT_S = 3.0  # what a killed run left behind must not hold up the next; nothing acknowledged is lost
 _QUIT_PATIENCE_S = 6.0  # an immediate shutdown kills its own children after 5
 _KILL_PATIENCE_S = 5.0
-_CONNECT_TIMEOUT_S = 2
-_QUERY_TIMEOUT_S = 2.0
+_READY_TIMEOUT_S = 2
+_PRIMARY_TIMEOUT_S = 30  # one that is not there refuses at once; one that is busy has to be asked all the same
 _BACKUP_TIMEOUT_S = 3600.0
 _INITDB_OPTIONS = (
     f"--username={USER}",
@@ -145,14 +145,17 @@ class EmbeddedPostgres:
 
     def is_ready(self) -> bool:
         """Whether it accepts a connection to `headrace` and answers SELECT 1."""
+        return self._answers(_READY_TIMEOUT_S)
+
+    def _answers(self, timeout_s: int) -> bool:
         from psycopg import Error, pq  # loaded by the first who asks: only a process that supervises does
 
-        wire = pq.PGconn.connect(f"{self.url}&connect_timeout={_CONNECT_TIMEOUT_S}".encode())
+        wire = pq.PGconn.connect(f"{self.url}&connect_timeout={timeout_s}".encode())
         try:
             # Not a blocking query: a server that is stopped right here must not hold up who watches it.
             wire.send_query(b"SELECT 1")
             while wire.is_busy():  # ends: an answer of one row comes in a packet or two
-                if not select.select([wire.socket], [], [], _QUERY_TIMEOUT_S)[0]:
+                if not select.select([wire.socket], [], [], timeout_s)[0]:
                     return False
                 wire.consume_input()
             answer = wire.get_result()
@@ -234,7 +237,7 @@ class EmbeddedPostgres:
             return
         primary_url = self._replica_of.url
         if exists:
-            if not self._replica_of.is_ready() or replica.can_go_on(primary_url, self.name):
+            if not self._replica_of._answers(_PRIMARY_TIMEOUT_S) or replica.can_go_on(primary_url, self.name):
                 return  # without its primary it answers reads, and catches up when that is back
             with usable(self.directory):
                 self._data.rename(self._partial)

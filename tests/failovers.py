@@ -1,6 +1,7 @@
 """A shard with a standby that can take over, another shard beside it, and writes to both."""
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -113,6 +114,13 @@ class Pair:
         )
 
 
+def has_caught_up(primary: EmbeddedPostgres, standby: EmbeddedPostgres) -> bool:
+    """Whether the standby streams, and has replayed all that the primary has written."""
+    [(at,)] = ask(primary, "SELECT pg_current_wal_flush_lsn()")
+    caught_up = f"SELECT count(*) FROM pg_stat_wal_receiver WHERE pg_last_wal_replay_lsn() >= '{at}'"
+    return ask(standby, caught_up) == [(1,)]
+
+
 @contextmanager
 def pair(directory: Path, *, synchronous: bool) -> Iterator[Pair]:
     with ExitStack() as servers:
@@ -123,6 +131,9 @@ def pair(directory: Path, *, synchronous: bool) -> Iterator[Pair]:
         other = servers.enter_context(started(EmbeddedPostgres(directory / "other", name="other")))
         for server in (first, other):
             ask(server, "CREATE TABLE notes (n int)")
+        # One that took over sooner would not have the table. (Bounded by the test's timeout.)
+        while not has_caught_up(first, second):
+            os.sched_yield()
         if synchronous:
             hold_commits_for(first, "*")
         yield Pair(first, second, other)

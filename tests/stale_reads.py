@@ -8,6 +8,7 @@ Run as a program it is one of the writers that know nothing of headrace: `python
 """
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ import psycopg
 from headrace.cache import Cache, RemoteConfig
 from headrace.clock import SystemClock
 from headrace.database import Database, DatabaseConfig, QueryPolicy, ShardConfig
+from headrace.database.query_cache.cache import QueryCacheStatistics
 from headrace.errors import HeadraceError
 from headrace.testing import TcpProxy
 from tests.redis_servers import RedisServer
@@ -80,6 +82,16 @@ class Report:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Least:
+    """What a run comes to, however long its machine takes for that."""
+
+    reads: int = 0
+    hits: int = 0
+    writes: int = 0
+    faults: int = 0
+
+
 class Run:
     """Two caches over one Redis as two processes have them, two writers in them and two outside."""
 
@@ -97,6 +109,8 @@ class Run:
         self._reads: list[tuple[float, int, int, int]] = []
         self._report = Report()
         self._is_over = False
+        self._least = Least()
+        self._late_at = math.inf
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
@@ -115,9 +129,15 @@ class Run:
         fault: Callable[[], Awaitable[object]] | None = None,
         every_s: float = 1.0,
         every_reads: int = 0,
+        least: Least = Least(),
+        within_s: float = math.inf,
     ) -> Report:
-        """Read so often, with a fault now and then: after so long, and so many reads, since the last one."""
+        """Read so often, with a fault now and then: after so long, and so many reads, since the last one.
+
+        A machine that is too slow for all of it `within_s` ends with what it has by then; none before the `least`.
+        """
         began = now()
+        self._least = least
         await asyncio.to_thread(prepare, self.direct, self.tables)
         command = [sys.executable, "-m", "tests.stale_reads", self.direct, str(self.tables)]
         async with self._open():
@@ -133,6 +153,7 @@ class Run:
                 tasks += [asyncio.ensure_future(self._write(index)) for index in range(2)]
                 if fault is not None:
                     tasks.append(asyncio.ensure_future(self._disturb(fault, every_s, every_reads)))
+                self._late_at = now() + within_s
                 await asyncio.gather(*(self._read(reader % 2, reader, reads // 4) for reader in range(4)))
             finally:
                 self._is_over = True
@@ -144,15 +165,21 @@ class Run:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-            for database in self.databases:
-                found = database.statistics().queries
-                assert found is not None
+            for found in self._statistics():
                 self._report.hits += found.hits
                 self._report.loads += found.loads
                 self._report.outdated += found.outdated
         self._report.seconds = now() - began
         self._compare()
         return self._report
+
+    def _statistics(self) -> list[QueryCacheStatistics]:
+        return [found for database in self.databases if (found := database.statistics().queries) is not None]
+
+    def _has_least(self) -> bool:
+        hits, least, report = sum(found.hits for found in self._statistics()), self._least, self._report
+        is_worked = report.writes >= least.writes and report.faults >= least.faults
+        return is_worked and len(self._reads) >= least.reads and hits >= least.hits
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
@@ -182,10 +209,12 @@ class Run:
 
     async def _read(self, index: int, seed: int, count: int) -> None:
         rng, database, policy = random.Random(seed), self.databases[index], self.policy
-        done = 0
-        while done < count:
-            table = rng.randrange(self.tables)
+        done = table = 0
+        while (done < count and now() < self._late_at) or not self._has_least():
             asked = now()
+            # Where reads are slow, what one has loaded is too old for another unless it comes right after it.
+            if done % 2 == 0 or asked < self._late_at:
+                table = rng.randrange(self.tables)
             try:
                 number = await database.fetch_value(f"SELECT n FROM counter_{table} WHERE id = $1", 1, cache=policy)
             except HeadraceError as error:
@@ -202,8 +231,10 @@ class Run:
         while not self._is_over:
             due = len(self._reads) + every_reads
             await asyncio.sleep(every_s)
-            while len(self._reads) < due:
+            while len(self._reads) < due and not self._is_over:
                 await asyncio.sleep(0.005)
+            if self._is_over:
+                return
             self._report.faults += 1
             await fault()
 

@@ -19,6 +19,8 @@ from headrace.events import Event, ShardRecovered, ShardUnavailable
 from tests.failovers import ask, frozen
 
 BOUND_S = 60.0
+CLOSED_WITHIN_S = 15.0
+"""A frozen server would hold up its closing without end."""
 
 
 class Notes:
@@ -50,7 +52,7 @@ def config(servers: tuple[EmbeddedPostgres, EmbeddedPostgres]) -> DatabaseConfig
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
     shards = (ShardConfig(name="live", dsn=live.url), ShardConfig(name="late", dsn=late.url))
-    return DatabaseConfig(shards=shards, connections_max=4)
+    return DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=5.0)
 
 
 def tenant_on(database: Database, shard: str) -> str:
@@ -140,15 +142,18 @@ async def test_a_shard_that_comes_late_is_found_and_prepared(config, servers):
         assert [type(event) for event in notes.events] == [ShardUnavailable, ShardRecovered]  # it goes before we do
 
 
-async def test_a_late_shard_with_another_map_serves_nothing(config, servers):
+@pytest.fixture
+def strange(tmp_path) -> EmbeddedPostgres:
+    """A Postgres of a test's own, so that what it keeps is in nobody else's way."""
+    return EmbeddedPostgres(tmp_path / "late", name="late")
+
+
+async def test_a_late_shard_with_another_map_serves_nothing(config, strange):
     """It is refused when it is reached, on every call, while the others go on; and it is not counted as available."""
-    async with running(servers[1]):
-        with psycopg.connect(servers[1].url, autocommit=True) as connection:
-            connection.execute("DROP SCHEMA public CASCADE")
-            connection.execute("CREATE SCHEMA public")
-        async with Database(replace(config, shards=config.shards[1:])):
-            pass
-    async with Database(config) as database, running(servers[1]):
+    shards = (config.shards[0], ShardConfig(name="late", dsn=strange.url))
+    async with running(strange), Database(replace(config, shards=shards[1:])) as alone:
+        assert is_available(alone, "late")
+    async with Database(replace(config, shards=shards)) as database, running(strange):
         refusal = None
         async with asyncio.timeout(BOUND_S):
             while refusal is None:
@@ -162,6 +167,24 @@ async def test_a_late_shard_with_another_map_serves_nothing(config, servers):
         await database.nodes["late"].probe()
         assert not is_available(database, "late")
         assert await database.fetch_value("SELECT 1", key=tenant_on(database, "live")) == 1
+
+
+async def test_a_call_that_waits_is_served_by_a_server_that_comes_back(config, servers, caplog):
+    """However late in its time: nobody else has to call for a connection to be tried again."""
+    patient = replace(config, acquire_timeout_s=100.0)
+    node = Node(config.shards[1], patient, clock=SystemClock(), observer=Notes())
+    await node.open()
+    waiting = asyncio.ensure_future(node.fetch("SELECT 1"))
+    try:
+        async with asyncio.timeout(BOUND_S):
+            # The connection of the pool, and that of the call.
+            while caplog.text.count("reconnection attempt") < 2:
+                await asyncio.sleep(0.02)
+            async with running(servers[1]):
+                assert await waiting == [(1,)]
+    finally:
+        await node.close()
+        await asyncio.gather(waiting, return_exceptions=True)
 
 
 async def test_a_shard_that_freezes_is_found_without_being_used(config, servers):
@@ -178,13 +201,13 @@ async def test_a_frozen_shard_does_not_hold_up_the_closing(config, servers):
         database = await Database(replace(config, shards=config.shards[:1])).__aenter__()
         with frozen(servers[0]):
             await until_available(database, "live", expected=False)
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(CLOSED_WITHIN_S):
                 await database.__aexit__(None, None, None)
 
 
 async def test_a_frozen_shard_holds_up_nobody_without_end(config, servers):
     """A call that it has taken and does not answer ends soon after any statement would have been cut off."""
-    limits = replace(config, shards=config.shards[:1], statement_timeout_s=1.0)
+    limits = replace(config, shards=config.shards[:1], statement_timeout_s=5.0)
     async with Database(limits) as database:
         # Several connections, so that one is idle whatever else is asked in the moment of the freeze.
         await asyncio.gather(*(database.execute("SELECT pg_sleep(0.2)") for _ in range(4)))
@@ -206,7 +229,7 @@ async def test_a_point_read_that_is_never_answered_does_not_hold_up_the_closing(
         with frozen(servers[0]):
             reads = [asyncio.ensure_future(database.fetch("SELECT * FROM t WHERE k = $1", k)) for k in range(3)]
             await asyncio.wait(reads, timeout=0.1)
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(CLOSED_WITHIN_S):
                 await database.__aexit__(None, None, None)
             told = await asyncio.gather(*reads, return_exceptions=True)
     assert all(isinstance(error, HeadraceError) for error in told)
@@ -225,7 +248,7 @@ async def test_closing_does_not_hide_that_an_outcome_is_unknown(config, servers)
         await database.execute(sql)
     writing = asyncio.ensure_future(database.execute("INSERT INTO t VALUES (1)"))
     async with asyncio.timeout(BOUND_S):
-        sql = "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
+        sql = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = 'COMMIT'"
         while not await database.fetch(sql, read_only=True):
             await asyncio.sleep(0.01)
         await database.__aexit__(None, None, None)

@@ -22,7 +22,7 @@ from headrace.database import Database, DatabaseConfig, ShardConfig
 
 async def main():
     shards = tuple(ShardConfig(name=f"shard-{n}", dsn=url) for n, url in enumerate(sys.argv[1:]))
-    async with Database(DatabaseConfig(shards=shards, lock_timeout_s=60.0)) as database:
+    async with Database(DatabaseConfig(shards=shards, acquire_timeout_s=20.0, lock_timeout_s=60.0)) as database:
         moved = ("shard-1", *database.shard_map.shards[1:])
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.readline)
@@ -113,9 +113,10 @@ async def test_a_shard_that_was_down_during_a_change_is_told_when_it_is_back(ser
         with psycopg.connect(other, autocommit=True) as admin:
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
             try:
-                admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+                sessions = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
                 async with asyncio.timeout(BOUND_S):
                     while running.nodes["shard-1"].available:
+                        admin.execute(sessions, (name,))  # each time: one that had just been let in may show only now
                         await running.nodes["shard-1"].probe()
                 shards = ("shard-1", *running.shard_map.shards[1:])
                 await running._keeper.publish(replace(running.shard_map, epoch=2, shards=shards))

@@ -100,7 +100,7 @@ async def test_a_refused_statement_names_its_constraint(database):
 
 async def test_a_statement_over_its_limit_is_cut_off(database_config):
     """The server enforces the limit; the connection stays usable."""
-    async with Database(replace(database_config, statement_timeout_s=2.0)) as database:
+    async with Database(replace(database_config, statement_timeout_s=5.0)) as database:
         with pytest.raises(StatementTimeout):
             await database.fetch("SELECT pg_sleep(600)", key=1)
         assert await database.fetch_value("SELECT 1", key=1) == 1
@@ -136,11 +136,11 @@ async def test_a_failing_migration_leaves_nothing(database):
 async def test_a_pool_whose_connections_are_all_busy_is_overloaded(database_config):
     """The shard is well and stays so in the statistics; nobody is told that it went away."""
     notes = Notes()
-    config = replace(database_config, connections_max=1, acquire_timeout_s=2.0)
+    config = replace(database_config, connections_max=1, acquire_timeout_s=5.0)
     async with Database(config, observer=notes) as database:
         async with database.transaction(key=1) as transaction:
             await transaction.fetch("SELECT 1")
-            with pytest.raises(Overloaded, match=r"1 busy connections.* within 2 s"):
+            with pytest.raises(Overloaded, match=r"1 busy connections.* within 5 s"):
                 await database.fetch("SELECT 1", key=1, read_only=True)
             await database.nodes[database.locate(1).shard].probe()
         assert all(shard.available for shard in database.statistics().shards.values())

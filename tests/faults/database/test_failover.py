@@ -12,7 +12,7 @@ from headrace.database import Database, DatabaseConfig
 from headrace.database.postgres.outcomes import NOTE, Marker
 from headrace.errors import DatabaseUnavailable, OutcomeUnknown
 from headrace.events import Event, LeaderChanged, LeaderRefused, OutcomeResolved
-from tests.failovers import Load, Pair, ask, frozen, kill, pair, write, writing
+from tests.failovers import Load, Pair, ask, frozen, has_caught_up, kill, pair, write, writing
 
 
 class Notes:
@@ -62,7 +62,7 @@ async def test_a_killed_primary_loses_no_acknowledged_write(synchronous, resolve
     config = DatabaseConfig(
         shards=synchronous.shards,
         connections_max=8,
-        acquire_timeout_s=10.0,
+        acquire_timeout_s=60.0,
         waiting_max=100_000,
         resolve_unknown=resolve_unknown,
         resolve_wait_s=60.0,
@@ -97,12 +97,14 @@ async def test_a_killed_primary_loses_no_acknowledged_write(synchronous, resolve
 
 async def test_a_lost_write_is_not_taken_for_another_with_its_number(servers):
     """An asynchronous standby takes over without the last transactions, whose numbers it gives out again."""
-    config = DatabaseConfig(shards=servers.shards[:1], resolve_unknown=True)
+    config = DatabaseConfig(
+        shards=servers.shards[:1], acquire_timeout_s=20.0, resolve_unknown=True, resolve_wait_s=60.0
+    )
     async with Database(config) as database:
         node = database.nodes["moving"]
         await database.fetch("SELECT 1")
         # What opening wrote is on both: the numbers that are given out from here on are those of the lost write.
-        await until(lambda: has_caught_up(servers))
+        await until(lambda: has_caught_up(servers.first, servers.second))
         ask(servers.second, "ALTER SYSTEM SET primary_conninfo = 'host=/nowhere'")
         ask(servers.second, "SELECT pg_reload_conf()")
         await until(lambda: not ask(servers.second, "SELECT pid FROM pg_stat_wal_receiver"))
@@ -120,17 +122,10 @@ async def test_a_lost_write_is_not_taken_for_another_with_its_number(servers):
             await node.was_kept(mark, OutcomeUnknown("lost"))
 
 
-def has_caught_up(servers: Pair) -> bool:
-    """Whether the standby streams, and has replayed all that the primary has written."""
-    [(at,)] = ask(servers.first, "SELECT pg_current_wal_flush_lsn()")
-    caught_up = f"SELECT count(*) FROM pg_stat_wal_receiver WHERE pg_last_wal_replay_lsn() >= '{at}'"
-    return ask(servers.second, caught_up) == [(1,)]
-
-
 async def test_a_primary_that_was_replaced_is_not_written_to(servers):
     """Both accept writes: the one with the higher timeline gets them, whichever stands first in the list."""
     notes = Notes()
-    config = DatabaseConfig(shards=servers.shards[:1])
+    config = DatabaseConfig(shards=servers.shards[:1], acquire_timeout_s=20.0)
     async with Database(config, observer=notes) as database:
         await database.execute("INSERT INTO notes VALUES (0)")
         await asyncio.to_thread(ask, servers.second, "SELECT pg_promote()")
@@ -144,7 +139,7 @@ async def test_a_primary_that_was_replaced_is_not_written_to(servers):
 async def test_a_replaced_primary_stays_refused_when_the_new_one_is_down(servers):
     """Its data is not what was acknowledged last, so its keys are unavailable, and the error says why."""
     notes = Notes()
-    config = DatabaseConfig(shards=servers.shards[:1])
+    config = DatabaseConfig(shards=servers.shards[:1], acquire_timeout_s=5.0)
     async with Database(config, observer=notes) as database:
         await database.fetch("SELECT 1")  # it knows who leads
         await asyncio.to_thread(ask, servers.second, "SELECT pg_promote()")
@@ -160,7 +155,7 @@ async def test_a_replaced_primary_stays_refused_when_the_new_one_is_down(servers
 async def test_a_frozen_primary_does_not_hold_up_its_successor(servers):
     """It neither answers nor hangs up: what is under way on it is cut when another one leads, and is unknown."""
     load = Load()
-    config = DatabaseConfig(shards=servers.shards[:1], acquire_timeout_s=10.0, connections_max=4)
+    config = DatabaseConfig(shards=servers.shards[:1], acquire_timeout_s=20.0, connections_max=4)
     async with Database(config) as database:
         await asyncio.gather(*(write(database, "0", n, load, grouped=False) for n in range(8)))
         with frozen(servers.first):

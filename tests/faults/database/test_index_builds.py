@@ -30,7 +30,8 @@ async def main(dsn, verdict):
     dropping = IndexAdvice(
         verdict=Verdict.DROP, name=making.name, table="orders", sql=making.undo, undo=making.sql, reason="a trial"
     )
-    config = DatabaseConfig(shards=(ShardConfig(name="a", dsn=dsn),), connections_max=4, lock_timeout_s=60)
+    shards = (ShardConfig(name="a", dsn=dsn),)
+    config = DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=20, lock_timeout_s=60)
     async with Database(config) as database:
         await database.indexes.apply(making if verdict == "create" else dropping, ["SELECT 1 FROM orders"])
 
@@ -63,7 +64,7 @@ def config(server: str) -> DatabaseConfig:
         connection.execute("CREATE SCHEMA public")
         connection.execute("CREATE TABLE orders (id bigint, tenant int)")
         connection.execute("INSERT INTO orders SELECT n, n % 10 FROM generate_series(1, 1000) n")
-    return DatabaseConfig(shards=(ShardConfig(name="a", dsn=server),), connections_max=4)
+    return DatabaseConfig(shards=(ShardConfig(name="a", dsn=server),), connections_max=4, acquire_timeout_s=20)
 
 
 async def wait_for(url: str, sql: str) -> None:
@@ -162,7 +163,9 @@ async def test_what_another_process_is_still_building_is_left_alone(server, conf
 
 async def test_an_index_that_was_built_and_not_measured_stays(server, config):
     """It is valid; that nobody measured it is said."""
-    async with Database(config) as database:
+    database = Database(config)
+    database.indexes.tend = asyncio.Event().wait  # or it would be the one who finds it
+    async with database:
         with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(INDEX.sql())
         node = database.nodes["a"]

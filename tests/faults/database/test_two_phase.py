@@ -56,7 +56,7 @@ def config(server) -> DatabaseConfig:
     for shard in shards:
         with psycopg.connect(shard.dsn) as connection:
             connection.execute("CREATE TABLE parts (said text)")
-    return DatabaseConfig(shards=tuple(shards), connections_max=4)
+    return DatabaseConfig(shards=tuple(shards), connections_max=4, acquire_timeout_s=20.0)
 
 
 @pytest.fixture

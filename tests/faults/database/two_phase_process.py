@@ -42,10 +42,11 @@ def arm(step: str) -> None:
             TwoPhase._end_one = end_first_and_die
 
 
-async def main(step: str, keys: list[str], shards: list[str]) -> None:
+async def main(step: str, keys: list[str], dsns: list[str]) -> None:
     """Write one row on each of two shards, as far as the step."""
-    named = [shard.split("=", 1) for shard in shards]
-    config = DatabaseConfig(shards=tuple(ShardConfig(name=name, dsn=dsn) for name, dsn in named), connections_max=4)
+    named = [dsn.split("=", 1) for dsn in dsns]
+    shards = tuple(ShardConfig(name=name, dsn=dsn) for name, dsn in named)
+    config = DatabaseConfig(shards=shards, connections_max=4, acquire_timeout_s=20.0)
     async with Database(config) as database:
         arm(step)
         async with database.transaction(keys=keys, two_phase=True) as transaction:

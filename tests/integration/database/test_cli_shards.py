@@ -89,7 +89,7 @@ def test_a_dead_shard_is_shown_as_such(shards, postgres_urls, tmp_path):
     """The others are told all the same, and the exit code says that something is wrong."""
     file = tmp_path / "dead.toml"
     file.write_text(
-        f'[[database.shards]]\nname = "shard-0"\ndsn = "{postgres_urls[0]}"\n'
+        f'[database]\nacquire_timeout_s = 6.0\n[[database.shards]]\nname = "shard-0"\ndsn = "{postgres_urls[0]}"\n'
         f'[[database.shards]]\nname = "dead"\ndsn = "host={tmp_path} password=hunter2"\n'
     )
     code, printed, _ = shards("status", config=file)
@@ -155,7 +155,10 @@ def test_the_embedded_shards_of_a_service_are_found(tmp_path):
         started(EmbeddedPostgres(tmp_path / "shard-0", name="shard-0")),
         started(EmbeddedPostgres(tmp_path / "shard-1", name="shard-1")),
     ):
-        code, printed, said = headrace("shards", "--directory", str(tmp_path), "status", "--json")
+        file = tmp_path / "patient.toml"
+        file.write_text("[database]\nacquire_timeout_s = 20.0\n")
+        arguments = ("--config", str(file), "--directory", str(tmp_path), "status", "--json")
+        code, printed, said = headrace("shards", *arguments)
     assert code == 0, said
     assert [(each["shard"], each["up"]) for each in json.loads(printed)["shards"]] == [
         ("shard-0", True),

@@ -4,6 +4,7 @@ import datetime
 import random
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 import psycopg
@@ -111,7 +112,7 @@ async def test_a_server_that_stores_text_in_another_encoding_is_refused(server):
         connection.execute("CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
     shard = ShardConfig(name="a", dsn=server.url.replace("/headrace?", "/latin?"))
     with pytest.raises(ConfigError, match="stores text as LATIN1"):
-        await Database(DatabaseConfig(shards=(shard,))).__aenter__()
+        await Database(DatabaseConfig(shards=(shard,), acquire_timeout_s=20.0)).__aenter__()
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ async def test_a_key_column_of_an_unknown_hash_is_refused(config, server, column
     """At the start, with the column and the types that may be keys."""
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute(f"CREATE TABLE orders ({column})")
-    declared = DatabaseConfig(shards=config.shards, tables={"orders": Sharded(key="tenant"), "c": Reference()})
+    declared = replace(config, tables={"orders": Sharded(key="tenant"), "c": Reference()})
     with pytest.raises(ConfigError, match=f"orders is sharded by tenant, {said}"):
         await Database(declared).__aenter__()
 
@@ -142,7 +143,7 @@ async def test_a_key_column_with_a_loose_collation_is_refused(config, server):
             assert "ICU is not supported" in str(error)  # noqa: PT017 - what a server without ICU says, and no other
             return
         connection.execute("CREATE TABLE orders (tenant text COLLATE loose)")
-    declared = DatabaseConfig(shards=config.shards, tables={"orders": Sharded(key="tenant")})
+    declared = replace(config, tables={"orders": Sharded(key="tenant")})
     with pytest.raises(ConfigError, match="collation is not deterministic"):
         await Database(declared).__aenter__()
 
@@ -152,5 +153,5 @@ async def test_a_key_column_of_a_known_hash_is_taken(config, server):
     with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute('CREATE TABLE orders (tenant varchar(20) COLLATE "C")')
     tables = {"orders": Sharded(key="tenant"), "later": Sharded(key="tenant")}
-    async with Database(DatabaseConfig(shards=config.shards, tables=tables)) as database:
+    async with Database(replace(config, tables=tables)) as database:
         assert await database.fetch_value("SELECT 1") == 1

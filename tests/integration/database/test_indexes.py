@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from headrace.database import Database, DatabaseConfig, Index, IndexAdvice, IndexConfig, Query, ShardConfig, Workload
-from headrace.database.indexes.advice import State, Verdict
+from headrace.database.indexes.advice import IndexChange, State, Verdict
 from headrace.database.indexes.extend import Limits
 from headrace.database.indexes.workload import Sample
 from headrace.embedded import EmbeddedPostgres, started
@@ -105,6 +105,17 @@ def indexes_of(url: str) -> set[str]:
     """The names of the indexes of orders."""
     with psycopg.connect(url) as connection:
         return {row[0] for row in connection.execute("SELECT indexname FROM pg_indexes WHERE tablename = 'orders'")}
+
+
+async def settled(database: Database) -> IndexChange:
+    """The only change, once it was seen to; the Database itself may be at it just when it is asked to."""
+    async with asyncio.timeout(60):
+        while True:
+            await database.indexes.recover()
+            [change] = await database.indexes.history()
+            if change.state is not State.BUILDING:
+                return change
+            await asyncio.sleep(0.05)
 
 
 async def work(database: Database) -> None:
@@ -278,8 +289,7 @@ async def test_a_build_that_waits_too_long_leaves_nothing(config):
                 await database.indexes.apply(IndexAdvice.creating(Index("orders", ("tenant",))), [TRAPPED])
             [begun] = await database.indexes.history()
             holder.rollback()
-            await database.indexes.recover()
-            [change] = await database.indexes.history()
+            change = await settled(database)
 
     assert (begun.state, change.state) == (State.BUILDING, State.FAILED)
     assert "dropped as soon as that ends" in begun.reason
@@ -303,11 +313,7 @@ async def test_an_apply_that_is_cancelled_is_taken_back(config):
             with pytest.raises(asyncio.CancelledError):
                 await applying
             holder.rollback()
-            async with asyncio.timeout(30):
-                while looker.execute(invalid).fetchone() != (0,):
-                    await asyncio.sleep(0.05)
-                    await database.indexes.recover()
-            [change] = await database.indexes.history()
+            change = await settled(database)
 
     assert change.state is State.FAILED
     assert indexes_of(config.shards[0].dsn) == {"orders_pkey"}
@@ -386,7 +392,10 @@ async def test_without_hypopg_no_gain_is_made_up(plain):
     """Own statements, candidates without a figure, and the measurement of `apply` as the only proof."""
     fill(plain)
     config = DatabaseConfig(
-        shards=(ShardConfig(name="p", dsn=plain),), indexes=IndexConfig(sample_every=2), connections_max=4
+        shards=(ShardConfig(name="p", dsn=plain),),
+        indexes=IndexConfig(sample_every=2),
+        connections_max=4,
+        acquire_timeout_s=20.0,
     )
     async with Database(config) as database:
         await work(database)
@@ -430,7 +439,8 @@ def files(config: DatabaseConfig, tmp_path: Path) -> tuple[Path, Path, Path]:
     """A configuration, a good workload, and one that a bad index makes slower."""
     settings, good, bad = tmp_path / "headrace.toml", tmp_path / "good.sql", tmp_path / "bad.sql"
     settings.write_text(
-        "".join(f'[[database.shards]]\nname = "{shard.name}"\ndsn = "{shard.dsn}"\n' for shard in config.shards)
+        "[database]\nacquire_timeout_s = 20.0\n"
+        + "".join(f'[[database.shards]]\nname = "{shard.name}"\ndsn = "{shard.dsn}"\n' for shard in config.shards)
     )
     good.write_text(
         "SELECT total FROM orders WHERE tenant = 7 ORDER BY made DESC LIMIT 5;\nSELECT count(*) FROM orders;"

@@ -101,14 +101,35 @@ async def test_the_pools_of_all_processes_fit_into_the_server(small):
     assert {(event.connections, event.wanted, event.pools) for event in told} == {(4, 10, 3)}
 
 
+async def test_a_call_that_is_given_up_as_its_connection_comes_is_given_up(small):
+    """At whichever turn of the loop: its task is cancelled and does not go on, and the connection serves the next."""
+    async with Database(config_of(small, connections_max=1)) as database:
+        node = database.nodes["shard-0"]
+        for turns in range(20):
+            async with node.reading():
+                waiting = asyncio.create_task(node.execute("SELECT 1"))
+                while not database.statistics().shards["shard-0"].waiting:
+                    await asyncio.sleep(0)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            is_given_up = waiting.cancel()
+            await asyncio.wait({waiting})
+            assert waiting.cancelled() == is_given_up, f"after {turns} turns"
+        assert await node.execute("SELECT 1") == 1
+
+
 async def test_a_loaded_pool_is_used_well(small):
     """More callers than connections: these are at work nearly all of the time that they are open."""
-    async with Database(config_of(small, connections_max=4, wait_p99_max_s=10.0)) as database:
-        ends = asyncio.get_running_loop().time() + 2.0
+    clock, done = FakeClock(), []
+    async with Database(config_of(small, connections_max=4, wait_p99_max_s=10.0), clock=clock) as database:
+        async with AsyncExitStack() as stack:  # to make the four takes none of the time that counts
+            for _ in range(4):
+                await stack.enter_async_context(database.transaction())
 
         async def client() -> None:
-            while asyncio.get_running_loop().time() < ends:
+            while len(done) < 400:
                 await database.execute("SELECT pg_sleep(0.005)")
+                done.append(clock.advance(0.01))
 
         await asyncio.gather(*(client() for _ in range(12)))
         used = database.statistics().shards["shard-0"]

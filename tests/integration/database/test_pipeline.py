@@ -145,11 +145,11 @@ async def test_making_room_among_statements_that_are_gone_harms_nobody(one):
 
 async def test_a_read_over_its_limit_is_cut_off_alone(database_config):
     """The time limit is each statement's own, not that of the trip."""
-    sleeps = [*[0.3] * 7, 600, 0.3]
-    async with Database(replace(database_config, connections_max=1, statement_timeout_s=2.0)) as database:
+    sleeps = [*[0.3] * 14, 600, 0.3]
+    async with Database(replace(database_config, connections_max=1, statement_timeout_s=4.0)) as database:
         answers = await all_of(database.fetch("SELECT pg_sleep($1)", s, key=1, read_only=True) for s in sleeps)
 
-    assert isinstance(answers.pop(7), StatementTimeout)
+    assert isinstance(answers.pop(14), StatementTimeout)
     assert all(len(rows) == 1 for rows in answers)
 
 
@@ -260,12 +260,18 @@ async def test_a_constraint_of_the_commit_fails_its_row_alone(one):
 async def test_batches_that_lock_each_other_out_are_written_one_by_one(one, database):
     """Two processes that update the same rows in opposite order deadlock; no caller is told so."""
     await all_of(insert(one, k) for k in range(20))
-    other = database.nodes["shard-0"]
-    sql = "UPDATE t SET v = v + 1 WHERE k = $1 AND pg_sleep(0.01) IS NOT NULL"
-    ups = [one.execute(sql, k, grouped=True) for k in range(20)]
-    downs = [other.execute(sql, (k,), grouped=True) for k in reversed(range(20))]
-
-    assert await all_of([*ups, *downs]) == [1] * 40
+    node, config = database.nodes["shard-0"], replace(one.config, lock_timeout_s=25.0)
+    sql = "UPDATE t SET v = v + 1 WHERE k = $1"
+    async with Database(config) as up, Database(config) as down:
+        async with node.transaction() as holder:  # until both have come to the row in the middle
+            await holder.fetch("SELECT k FROM t WHERE k = 10 FOR UPDATE")
+            ups = [up.execute(sql, k, grouped=True) for k in range(20)]
+            downs = [down.execute(sql, k, grouped=True) for k in reversed(range(20))]
+            updates = asyncio.ensure_future(all_of([*ups, *downs]))
+            async with asyncio.timeout(20):
+                while (await node.fetch("SELECT count(*) FROM pg_locks WHERE NOT granted"))[0][0] < 2:
+                    await asyncio.sleep(0.01)
+        assert await updates == [1] * 40
     assert await one.fetch_value("SELECT sum(v) FROM t") == 40
 
 
@@ -395,7 +401,7 @@ async def test_rows_that_others_hold_do_not_wait_for_one_another(one, database, 
     update = "UPDATE t SET v = CASE WHEN k >= 28 THEN -1 ELSE -10 - k END WHERE k = $1"
     loop = asyncio.get_running_loop()
     async with (
-        Database(replace(one.config, lock_timeout_s=0.8)) as hasty,
+        Database(replace(one.config, lock_timeout_s=1.5)) as hasty,
         database.nodes["shard-0"].transaction() as holder,
     ):
         await holder.fetch("SELECT k FROM t WHERE k < 20 FOR UPDATE")
@@ -406,7 +412,7 @@ async def test_rows_that_others_hold_do_not_wait_for_one_another(one, database, 
     assert {type(answer) for answer in answers[:20]} == {StatementTimeout}
     assert answers[20:29] == [1] * 9
     assert isinstance(answers[29], StatementFailed) if is_deferred else answers[29] == 1
-    assert took_s < 10.0  # one after the other they would have waited for sixteen
+    assert took_s < 25.0  # one after the other they would have waited for thirty
 
 
 # -- COPY -------------------------------------------------------------------------------------------------------------

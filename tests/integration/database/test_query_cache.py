@@ -36,7 +36,7 @@ from tests.query_caches import (
     until,
     until_read,
 )
-from tests.redis_servers import RedisServer
+from tests.redis_servers import PATIENT, RedisServer
 
 
 @pytest.fixture(scope="module", params=MAJORS)
@@ -187,7 +187,7 @@ async def test_a_temporary_table_is_nobody_elses(database: Database) -> None:
     hidden = "CREATE TEMP TABLE items AS SELECT 1 AS id, ''mine'' AS name, 1.0 AS price"
     making = f"CREATE FUNCTION hide() RETURNS void LANGUAGE plpgsql AS $$BEGIN EXECUTE '{hidden}'; END$$"
     async with Cache() as cache:
-        config = DatabaseConfig(shards=database.config.shards, connections_max=1)
+        config = DatabaseConfig(shards=database.config.shards, connections_max=1, acquire_timeout_s=20.0)
         async with Database(config, cache=cache) as alone:
             await alone.fetch(ITEM, 1, cache=LONG)
             await alone.execute(making)
@@ -311,7 +311,7 @@ async def test_processes_share_results_through_the_shared_tier(
     )
     outside.execute("ALTER TABLE kinds ADD PRIMARY KEY (id)")
     sql = "SELECT * FROM kinds"
-    remote = RemoteConfig(url=redis.url)
+    remote = RemoteConfig(url=redis.url, **PATIENT)
     async with (
         Cache(remote=remote) as one,
         Cache(remote=remote) as two,
@@ -334,7 +334,7 @@ async def test_a_flushed_redis_costs_loads_and_nothing_else(
     url: str, outside: psycopg.Connection, redis: RedisServer
 ) -> None:
     """What a result saw travels with it; nothing that Redis forgets makes an old one new."""
-    async with Cache(remote=RemoteConfig(url=redis.url)) as cache, cached(url, cache=cache) as database:
+    async with Cache(remote=RemoteConfig(url=redis.url, **PATIENT)) as cache, cached(url, cache=cache) as database:
 
         async def name() -> object:
             return (await database.fetch(ITEM, 1, cache=STREAMED))[0].name
@@ -354,8 +354,8 @@ async def test_times_are_shown_in_the_zone_of_the_session(url: str, redis: Redis
     sql = "SELECT '2026-01-02 03:04:05+02'::timestamptz AS t FROM items LIMIT 1"
     dsn = url + "&options=-cTimeZone%3DAsia/Tokyo"
     async with (
-        Cache(remote=RemoteConfig(url=redis.url)) as one,
-        Cache(remote=RemoteConfig(url=redis.url)) as two,
+        Cache(remote=RemoteConfig(url=redis.url, **PATIENT)) as one,
+        Cache(remote=RemoteConfig(url=redis.url, **PATIENT)) as two,
         cached(dsn, cache=one) as first,
         cached(dsn, cache=two) as second,
     ):
@@ -377,6 +377,7 @@ async def test_each_shard_has_its_own_results(url: str, notes: Notes, outside: p
     config = DatabaseConfig(
         shards=(ShardConfig(name="pg", dsn=url), ShardConfig(name="other", dsn=other_url)),
         tables={"items": Sharded(key="id"), "notes": Reference()},
+        acquire_timeout_s=20.0,
     )
     async with Cache() as cache, Database(config, cache=cache, observer=notes) as database:
         for _ in range(2):
@@ -447,8 +448,8 @@ async def test_what_others_cannot_read_is_not_shared(url: str, redis: RedisServe
     dsn = url + f"&options=-c{setting}"
     sql = f"SELECT {value} AS d FROM items LIMIT 1"
     async with (
-        Cache(remote=RemoteConfig(url=redis.url)) as one,
-        Cache(remote=RemoteConfig(url=redis.url)) as two,
+        Cache(remote=RemoteConfig(url=redis.url, **PATIENT)) as one,
+        Cache(remote=RemoteConfig(url=redis.url, **PATIENT)) as two,
         cached(dsn, cache=one) as first,
         cached(dsn, cache=two) as second,
     ):
@@ -495,9 +496,14 @@ async def test_closing_tells_those_who_wait(url: str, outside: psycopg.Connectio
         await database.fetch(ITEM, 1, cache=LONG)
         outside.execute("BEGIN; LOCK items IN ACCESS EXCLUSIVE MODE")
         waiting = asyncio.get_running_loop().create_task(database.fetch(ITEM, 2, cache=LONG))
-        # The change stream may wait for a stronger lock on the table, to publish it.
-        locks = "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessShareLock'"
-        await until(lambda: outside.execute(locks).fetchall())
+        # Not the change stream, which may wait for a stronger lock on the table, to publish it.
+        waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query = %s"
+
+        def is_waiting() -> bool:
+            outside.execute("SELECT pg_stat_clear_snapshot()")  # a transaction sees activity as it first did
+            return outside.execute(waits, (ITEM,)).fetchone() is not None
+
+        await until(is_waiting)
     outside.execute("ROLLBACK")
 
     with pytest.raises(NotOpen, match="closed while the query ran"):

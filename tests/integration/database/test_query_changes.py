@@ -179,9 +179,10 @@ async def test_the_stream_leaves_nothing_behind(url: str, notes: Notes, outside:
 
 async def test_an_unbounded_slot_is_warned_of(url: str, notes: Notes, outside: psycopg.Connection) -> None:
     """Without max_slot_wal_keep_size a process that hangs could fill the disk; statistics and the event say so."""
+    [usual] = outside.execute("SHOW max_slot_wal_keep_size").fetchone() or ()
     outside.execute("ALTER SYSTEM SET max_slot_wal_keep_size = -1")
-    outside.execute("SELECT pg_reload_conf()")
     try:
+        await reload(url, "max_slot_wal_keep_size", "-1")
         async with cached(url, notes) as database:
             await follow(database, ITEM, 1)
             warning = stats(database).shards["pg"].warning
@@ -189,7 +190,19 @@ async def test_an_unbounded_slot_is_warned_of(url: str, notes: Notes, outside: p
             assert "max_slot_wal_keep_size" in warning
     finally:
         outside.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
-        outside.execute("SELECT pg_reload_conf()")
+        await reload(url, "max_slot_wal_keep_size", usual)
+
+
+async def reload(url: str, setting: str, value: str) -> None:
+    """Return when whoever connects from now on finds this value: only then has the server read its files again."""
+
+    def is_in_force() -> bool:
+        with psycopg.connect(url, autocommit=True) as connection:
+            return connection.execute(f"SHOW {setting}").fetchone() == (value,)
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_reload_conf()")
+    await until(is_in_force)
 
 
 async def test_a_role_that_may_not_replicate_lives_by_ttl_and_says_so(

@@ -58,8 +58,8 @@ async def test_every_form_of_a_query_is_streamed(one, sql):
 @pytest.mark.parametrize(
     "sql",
     [
-        "SELECT n, repeat('x', 1000) FROM generate_series(1, 99000000) n",
-        "WITH many AS (SELECT n FROM generate_series(1, 99000000) n) SELECT n, repeat('x', 1000) FROM many",
+        "SELECT generate_series(1, 99000000) AS n, repeat('x', 1000)",
+        "WITH many AS (SELECT generate_series(1, 99000000) AS n) SELECT n, repeat('x', 1000) FROM many",
     ],
 )
 async def test_a_stream_that_is_left_ends_on_the_server_and_keeps_its_connection(one, database, sql, caplog):
@@ -76,7 +76,7 @@ async def test_a_stream_that_is_left_ends_on_the_server_and_keeps_its_connection
 async def test_a_caller_who_is_cancelled_leaves_its_stream_as_well(one, database, caplog):
     """Also while it waits for rows that take long."""
     before = await one.fetch("SELECT pg_backend_pid()", key=key_of(one))
-    slow = "SELECT n, pg_sleep(0.01) FROM generate_series(1, 99000000) n"
+    slow = "SELECT generate_series(1, 99000000) AS n, pg_sleep(0.01)"
     reading = asyncio.ensure_future(streamed(one, slow))
     node = database.nodes["shard-0"]
     async with asyncio.timeout(60):

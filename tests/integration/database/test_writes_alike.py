@@ -86,7 +86,8 @@ async def database(twins: Twins):
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(SCHEMA)
     shards = tuple(ShardConfig(name=name, dsn=url) for name, url in twins.shards.items())
-    async with Database(DatabaseConfig(shards=shards, tables=TABLES, connections_max=2)) as database:
+    config = DatabaseConfig(shards=shards, tables=TABLES, connections_max=2, acquire_timeout_s=20.0)
+    async with Database(config) as database:
         yield database
 
 

@@ -39,8 +39,9 @@ async def slow_commit(two, shard, wait):
 
 
 async def committing(node):
-    """The backend that commits, once there is one."""
-    sql = "SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT'"
+    """The backend that was made to wait in its commit, once there is one; others commit now and then as well."""
+    waits = "wait_event IN ('PgSleep', 'advisory')"
+    sql = f"SELECT pid FROM pg_stat_activity WHERE state = 'active' AND query = 'COMMIT' AND {waits}"
     async with asyncio.timeout(15):
         while not (rows := await node.fetch(sql)):
             await asyncio.sleep(0.01)
@@ -86,15 +87,21 @@ async def test_a_caller_who_leaves_between_the_commits_does_not_stop_them(two, p
     assert await counts(two) == [True, True]
 
 
-async def test_a_caller_who_leaves_before_the_commits_has_written_nothing(two):
-    """As with every transaction."""
+async def test_a_caller_who_leaves_before_the_commits_has_written_nothing(two, postgres_urls):
+    """As with every transaction: what is done on the first shard while the second one waits is undone."""
     await two.execute("INSERT INTO t VALUES (0), (1), (2), (3), (4), (5)", everywhere=True)
-    writing = asyncio.ensure_future(two.execute("UPDATE t SET v = 1 WHERE pg_sleep(5) IS NOT NULL", everywhere=True))
-    await asyncio.wait({writing}, timeout=0.2)
+    slow = "UPDATE t SET v = 1 WHERE pg_advisory_xact_lock_shared(9) IS NOT NULL"
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory' AND query = $1"
+    async with await psycopg.AsyncConnection.connect(postgres_urls[1], autocommit=True) as holder:
+        await holder.execute("SELECT pg_advisory_lock(9)")
+        writing = asyncio.ensure_future(two.execute(slow, everywhere=True))
+        async with asyncio.timeout(15):
+            while not await two.nodes["shard-1"].fetch(waits, (slow,), read_only=True):
+                await asyncio.sleep(0.01)
 
-    writing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await writing
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
 
     assert await two.fetch("SELECT k FROM t WHERE v = 1") == []
 
@@ -118,7 +125,7 @@ async def test_a_row_that_is_refused_leaves_none_on_any_shard(two, bad_shard):
 @pytest.fixture
 async def copied(database, database_config):
     """Two processes that write to a reference table, one of which was told of its shards the other way round."""
-    config = replace(database_config, tables={"log": Reference()})
+    config = replace(database_config, tables={"log": Reference()}, lock_timeout_s=25.0)
     other = replace(config, shards=config.shards[::-1])
     async with Database(config) as one, Database(other) as two:
         for node in database.nodes.values():

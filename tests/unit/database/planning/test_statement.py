@@ -63,7 +63,7 @@ def test_reading_is_silent(caplog):
     """What sqlglot has to say about strange statements is nothing that a user can act on."""
     with caplog.at_level(logging.DEBUG):
         read_statement("CALL f()", CATALOG)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name.partition(".")[0] in {"sqlglot", "headrace"}]
 
 
 def test_a_statement_that_was_read_before_is_routed_in_microseconds():

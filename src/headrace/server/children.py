@@ -130,7 +130,8 @@ class OwnChild:
             if self._clock.monotonic() > give_up_at:
                 raise BackendError(f"{self.name} was not ready within {_READY_TIMEOUT_S:g} s.")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._ready.wait(), _PAUSE_S)
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._ready.wait()
 
     def _raise_end(self, exit_code: int) -> None:
         if exit_code == EXIT_CONFIG:

@@ -18,7 +18,8 @@ from headrace.errors import IsolationUnavailable, WorkerFailed
 from headrace.events import Observer, ZygoteEnded
 
 _BOOT_TIMEOUT_S = 15.0
-_END_TIMEOUT_S = 2.0
+# A busy machine may need seconds to fork what was asked for last; a worker whose pid is not heard stays a zombie.
+_END_TIMEOUT_S = 10.0
 _LOOK_EVERY_S = 0.005
 _ANSWER_BYTES_MAX = 4096
 
@@ -155,7 +156,8 @@ class Nursery:
         self._socket = ours
         loop = asyncio.get_running_loop()
         try:
-            data = await asyncio.wait_for(loop.sock_recv(ours, _ANSWER_BYTES_MAX), _BOOT_TIMEOUT_S)
+            async with asyncio.timeout(_BOOT_TIMEOUT_S):
+                data = await loop.sock_recv(ours, _ANSWER_BYTES_MAX)
         except (OSError, TimeoutError) as error:
             raise WorkerFailed(f"The zygote did not start: {str(error) or 'no answer'}.") from error
         answer = json.loads(data) if data else {}
@@ -175,7 +177,8 @@ class Nursery:
         if process is None:
             return
         try:
-            await asyncio.wait_for(process.wait(), _END_TIMEOUT_S)
+            async with asyncio.timeout(_END_TIMEOUT_S):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -43,8 +43,8 @@ _LAST_WORDS_BYTES = 4096
 _FRAMES_BURST = 256.0
 _FRAMES_A_CALL = 64.0
 _RESIDENT_AGE_S = 0.02
-# A process that exits closes its socket a moment before its pidfd tells.
-_EXIT_LAG_S = 0.2
+# A process that exits closes its socket before its pidfd tells: a moment, or longer while its namespaces are undone.
+_EXIT_LAG_S = 2.0
 _FRAMES_A_SECOND = 200.0
 # What a worker says unasked costs its host about 4 us for an event or 4 kB. It may cost 2 % of the host's loop, in
 # pieces of some milliseconds; then it is not listened to for a while, and what it cannot say it has to drop.

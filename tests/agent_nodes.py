@@ -1,5 +1,6 @@
 """Several hosts of agents as processes on one database: told what to do, killed, frozen and thawed."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 PROGRAM = Path(__file__).parent / "faults/agent_node.py"
-LEASE_S = 5.0  # longer than a busy machine keeps a living process from renewing it
+LEASE_S = 20.0
+"""Far longer than a busy machine keeps a living process from renewing it; to give one up there is `end_lease`."""
 WAIT_S = 100.0
 
 
@@ -21,6 +25,7 @@ class Node:
     """One process; its answers and events are read by a thread."""
 
     def __init__(self, name: str, urls: tuple[str, ...], **config: Any) -> None:
+        self.name = name
         options = json.dumps({"node_lease_s": LEASE_S, "queue_poll_s": 0.2, **config})
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), name, options, *urls],
@@ -83,7 +88,7 @@ class Node:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        self._reader.join(5)
+        self._reader.join(WAIT_S)
         assert self.process.stdout is not None
         assert self.process.stdin is not None
         self.process.stdout.close()
@@ -117,6 +122,21 @@ def nodes(urls: tuple[str, ...], count: int, **config: Any) -> Iterator[list[Nod
     finally:
         for node in started:
             node.stop()
+
+
+def end_lease(url: str, node: Node) -> None:
+    """Let its time be over on this shard, as if it had not been heard of for so long."""
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "UPDATE headrace_nodes SET lease_until = now() - interval '1 s' WHERE starts_with(node, %s)",
+            (f"{node.name}-",),
+        )
+
+
+async def until_the_day_lasts() -> None:
+    """Return when midnight UTC, after which a day's executions are counted anew, is more than a minute away."""
+    while time.time() % 86_400 > 86_400 - 60:
+        await asyncio.sleep(0.1)
 
 
 def wait_for(condition: Any, *, timeout_s: float = WAIT_S) -> Any:

@@ -457,8 +457,8 @@ def type_warnings(column: Column) -> Iterator[str]:
 FLOAT_UNIT = 2**1_074
 """Every float is a whole multiple of 1 / FLOAT_UNIT: sums of such multiples are sums of integers, and exact."""
 
-PRECISE = decimal.Context(prec=40, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
-"""More than twice the digits of a float, and room for the exponent of any square."""
+PRECISE = decimal.Context(prec=2_200, Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX)
+"""All digits of the square of what lies half-way between two floats, so that it is rounded to the even one of them."""
 
 
 class Numbers(NamedTuple):

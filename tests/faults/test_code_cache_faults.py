@@ -27,7 +27,7 @@ cache = CodeCache(sys.argv[1], lock_wait_s=30.0)
 print("ready", flush=True)
 source = json.loads(sys.stdin.readline())
 compiled = cache.compile("a", source)
-cache.close()
+cache.close(60)
 print(json.dumps({**asdict(cache.statistics()), "key": compiled.key}), flush=True)
 """
 
@@ -55,7 +55,7 @@ def place(*arguments):
 
 real_place, code_store._place = code_store._place, place
 cache.compile("a", sys.stdin.read())
-cache.flush()
+cache.flush(60)
 print("survived", flush=True)
 """
 
@@ -68,7 +68,7 @@ cache = CodeCache(sys.argv[1], signing_key="s" * 32)
 number = int(sys.argv[2])
 while True:
     cache.compile("a", f"x = {number}\\n" * 200)
-    cache.flush()
+    cache.flush(60)
     print(number, flush=True)
     number += 1
 """
@@ -96,7 +96,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (2_048, 2_048))
 cache = CodeCache(sys.argv[1], signing_key="s" * 32, observer=Events())
 source = sys.stdin.read()
 first = cache.compile("a", source)
-cache.flush()
+cache.flush(60)
 assert cache.compile("b", source) is first
 print(cache.statistics().unwritten)
 """
@@ -184,7 +184,7 @@ def test_a_process_killed_while_it_writes_leaves_all_or_nothing(start, directory
         os.utime(path, (1.0, 1.0))
     cache.compile("a", SOURCE)
     cache.compile("b", "x = 1")
-    cache.close()
+    cache.close(60)
 
     assert cache.statistics().rejected == 0
     assert [file for file in files(directory) if not file.endswith(".code")] == []
@@ -218,7 +218,7 @@ def test_a_dead_holder_frees_its_lock(start, directory):
     cache = cache_on(directory, lock_wait_s=30.0)
 
     cache.compile("a", "x = 1\n")
-    cache.close()
+    cache.close(60)
 
     assert cache.statistics().written == 1
 
@@ -233,7 +233,7 @@ def test_a_stopped_holder_does_not_hold_others_up_for_ever(start, directory):
     cache = cache_on(directory, lock_wait_s=0.05)
 
     cache.compile("a", "x = 1\n")
-    cache.close()
+    cache.close(60)
 
     assert cache.statistics().compiles == 1
     assert cache.statistics().written == 0
@@ -265,7 +265,7 @@ def test_a_read_only_directory_is_memory_only(directory):
         cache = cache_on(place, observer=events)
         for number in range(3):
             assert cache.compile("a", f"x = {number}") is cache.compile("b", f"x = {number}")
-        cache.close()
+        cache.close(60)
     finally:
         if undo == "mount":
             subprocess.run(["umount", str(directory)], check=True)
@@ -285,7 +285,7 @@ def test_a_directory_that_cannot_hold_a_key_is_memory_only(tmp_path):
     cache = CodeCache(tmp_path / "code", observer=events)
 
     cache.compile("a", "x = 1")
-    cache.close()
+    cache.close(60)
 
     assert files(tmp_path / "code") == []
     assert [event.operation for event in events] == ["write"]
@@ -305,12 +305,12 @@ def test_a_full_disk_is_memory_only_until_there_is_room(directory):
         cache = cache_on(directory, observer=events)
 
         first = cache.compile("a", SOURCE)
-        cache.flush()
+        cache.flush(60)
         assert cache.compile("b", SOURCE) is first
         assert files(directory) == ["ballast"]
         ballast.unlink()
         cache.compile("a", "x = 2")
-        cache.close()
+        cache.close(60)
 
         assert [type(event) for event in events] == [CodeStoreUnavailable, CodeStoreRecovered]
         assert "No space left" in events[0].reason

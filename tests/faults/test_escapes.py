@@ -58,7 +58,7 @@ def attack(body: str, *, is_async: bool = True) -> Source:
 
 @pytest.fixture
 async def pool() -> AsyncIterator[ProcessPool]:
-    config = IsolationConfig(cancel_grace_s=0.2, warm_min=1)
+    config = IsolationConfig(cancel_grace_s=0.2, start_timeout_s=60.0, warm_min=1)
     async with ProcessPool(config, limits=Limits(memory_bytes=128 << 20)) as pool:
         await pool.start(GOOD, Source(agent_id="good", version="1", text="async def Agent(input, context): return 1"))
         yield pool
@@ -136,8 +136,7 @@ async def test_the_memory_of_another_tenants_worker_cannot_be_read(pool: Process
     outcome = await outcome_of(pool, attack(body))
 
     assert set(names) == {"ESRCH"}
-    assert outcome.status == "failed"
-    assert "forbidden system call" in str(outcome.error)
+    assert (outcome.status, "forbidden system call" in str(outcome.error)) == ("failed", True)
 
 
 async def test_nothing_can_be_written(pool: ProcessPool) -> None:
@@ -327,8 +326,10 @@ async def test_memory_behind_files_is_refused_too(pool: ProcessPool) -> None:
 async def test_a_flood_of_events_leaves_the_host_its_time(pool: ProcessPool, event: str) -> None:
     """What an agent says beyond what its host has time for is dropped and counted; the result comes all the same."""
     body = f"""
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda *_: heard.append(True))
     until = time.monotonic() + 1.5
-    while time.monotonic() < until:
+    while time.monotonic() < until or not heard:
         for _ in range(300):
             context.emit({event})
         await asyncio.sleep(0)
@@ -336,9 +337,15 @@ async def test_a_flood_of_events_leaves_the_host_its_time(pool: ProcessPool, eve
     """
     heard: list[bytes] = []
     await pool.start(EVIL, attack(body))
+    (pid,) = pool.pids(EVIL)
     began, cpu_began = time.monotonic(), time.process_time()
 
-    outcome = await pool.execute(EVIL, b"0", execution_id="evil", deadline_s=60, on_event=heard.append)
+    def hear(event: bytes) -> None:
+        heard.append(event)
+        if len(heard) == 11:
+            os.kill(pid, signal.SIGUSR1)
+
+    outcome = await pool.execute(EVIL, b"0", execution_id="evil", deadline_s=60, on_event=hear)
 
     assert (outcome.status, outcome.output_json) == ("completed", b'"said"')
     assert len(heard) > 10
@@ -397,14 +404,15 @@ async def test_the_others_of_a_hogs_worker_are_interrupted(pool: ProcessPool) ->
 
 async def test_a_thread_that_does_not_end_is_ended_at_its_deadline(pool: ProcessPool) -> None:
     """A synchronous agent cannot be cancelled, so its worker is killed a grace after the deadline."""
-    outcome = await outcome_of(pool, attack("while True: pass", is_async=False), deadline_s=1.0)
+    outcome = await outcome_of(pool, attack("while True: pass", is_async=False), deadline_s=5.0)
 
-    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 1 s; its worker was killed.")
+    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 5 s; its worker was killed.")
 
 
 async def test_an_agent_that_swallows_its_cancellation_is_ended(pool: ProcessPool) -> None:
     """A cancelled call comes back only when the work has stopped, if need be because its worker was killed."""
     body = """
+    context.emit("begun")
     while True:
         try:
             await asyncio.sleep(0.01)
@@ -413,8 +421,9 @@ async def test_an_agent_that_swallows_its_cancellation_is_ended(pool: ProcessPoo
     """
     await pool.start(EVIL, attack(body))
     (pid,) = pool.pids(EVIL)
-    call = asyncio.ensure_future(pool.execute(EVIL, b"0", execution_id="evil", deadline_s=60))
-    while not pool.statistics().executing:
+    said: list[bytes] = []
+    call = asyncio.ensure_future(pool.execute(EVIL, b"0", execution_id="evil", deadline_s=60, on_event=said.append))
+    while not said:  # cancelled before its first step it would not begin
         await asyncio.sleep(0.01)
 
     call.cancel()
@@ -468,15 +477,10 @@ async def test_a_gigabyte_written_past_python_is_dropped(pool: ProcessPool) -> N
 
 async def test_a_gigabyte_of_result_fails_the_execution(pool: ProcessPool) -> None:
     """A result above the limit is not sent, whether its size or the memory for it ends it."""
-    outcome = await outcome_of(
-        pool,
-        attack('return ["x" * 1000] * (1 << 20)'),
-        limits=Limits(memory_bytes=128 << 20, step_s=20),
-        deadline_s=60,
-    )
+    limits = Limits(memory_bytes=128 << 20, step_s=20)
+    outcome = await outcome_of(pool, attack('return ["x" * 1000] * (1 << 20)'), limits=limits)
 
-    assert outcome.status == "failed"
-    assert outcome.output_json is None
+    assert (outcome.status, outcome.output_json) == ("failed", None)
 
 
 async def test_stopping_itself_ends_at_the_deadline(pool: ProcessPool) -> None:
@@ -491,9 +495,9 @@ async def test_stopping_itself_ends_at_the_deadline(pool: ProcessPool) -> None:
     def stop(_event: bytes) -> None:
         os.kill(pid, signal.SIGSTOP)
 
-    outcome = await pool.execute(EVIL, b"0", execution_id="stopped", deadline_s=3.0, on_event=stop)
+    outcome = await pool.execute(EVIL, b"0", execution_id="stopped", deadline_s=5.0, on_event=stop)
 
-    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 3 s; its worker was killed.")
+    assert (outcome.status, outcome.error) == ("timeout", "It ran longer than 5 s; its worker was killed.")
 
 
 @pytest.mark.parametrize(
@@ -583,10 +587,13 @@ async def test_a_dead_zygote_is_replaced_and_its_workers_go_on(pool: ProcessPool
 
     os.kill(first, signal.SIGKILL)
     outcome = await call
-    while pool.statistics().zygotes < 2:
+    while pool.zygote_pid == first:
         await asyncio.sleep(0.01)
 
     assert outcome.output_json == b"7"
+    assert pool.statistics().zygotes == 2
+    forks = pool.statistics().forks
     await pool.stop(GOOD)
     await pool.start(GOOD, Source(agent_id="good", version="1", text="async def Agent(input, context): return 1"))
-    assert pool.zygote_pid != first
+    while pool.statistics().forks == forks:  # the agent may have had a warm one: another takes its place
+        await asyncio.sleep(0.01)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from headrace.embedded import EmbeddedPostgres, started
-from tests.agent_nodes import Node, nodes, wait_for
+from tests.agent_nodes import Node, end_lease, nodes, wait_for
 
 ECHO = "async def Agent(input, context): return input"
 # Appends a line for each run to a file, which is what a run did to the world; then waits until a file is there.
@@ -25,6 +25,12 @@ class Agent:
         while not os.path.exists(input["gate"]):
             await asyncio.sleep(0.2)
         return os.getpid()
+"""
+
+
+COUNT = """
+        context.state["n"] = context.state.get("n", 0) + 1
+        return context.state["n"]
 """
 
 
@@ -51,7 +57,8 @@ def gated(tmp_path):
     log.touch()
 
     def runs():
-        return [line.split() for line in log.read_text().splitlines()]
+        whole, _, _ = log.read_text().rpartition("\n")  # what follows is being written
+        return [line.split() for line in whole.splitlines()]
 
     return {"log": str(log), "gate": str(gate)}, gate, runs
 
@@ -61,6 +68,13 @@ def rows(url, what="status", where="true"):
     with psycopg.connect(url) as connection:
         found = connection.execute(f"SELECT {what}, count(*) FROM headrace_executions WHERE {where} GROUP BY 1")
         return dict(found.fetchall())
+
+
+def counted(url):
+    """The number in the state of the only instance."""
+    with psycopg.connect(url) as connection:
+        ((number,),) = connection.execute("SELECT (value ->> 'n')::int FROM headrace_agent_states").fetchall()
+    return number
 
 
 def taken_over(told):
@@ -82,6 +96,7 @@ def test_a_killed_nodes_work_is_taken_over(urls, gated, idempotent):
         first = {run[0] for run in runs()}
 
         doomed.kill()
+        end_lease(urls[0], doomed)
         gate.touch()
         for node in others:
             node.signal(signal.SIGCONT)
@@ -109,6 +124,7 @@ def test_a_frozen_node_writes_nothing_over_the_new_owner(urls, gated):
         wait_for(lambda: len(runs()) == 1)
 
         frozen.signal(signal.SIGSTOP)
+        end_lease(urls[0], frozen)
         wait_for(lambda: len(runs()) == 2)
         gate.touch()
         result = wait_for(
@@ -194,7 +210,7 @@ def test_an_update_under_load_fails_no_request(urls, gated):
 def test_a_bad_canary_ends_by_itself_on_every_node(urls):
     """Each node sees a third of it; together they know enough, and one of them ends it once."""
     bad = "async def Agent(input, context): raise ValueError('new')"
-    with nodes(urls, 3) as all_nodes:
+    with nodes(urls, 3, node_lease_s=5.0) as all_nodes:  # counts are exchanged as often as leases are renewed
         all_nodes[0].call("deploy", agent_id="a", source=ECHO, version="1.0.0")
         all_nodes[1].call("deploy", agent_id="a", source=bad, version="2.0.0", canary=0.2)
 
@@ -242,14 +258,29 @@ def test_events_can_be_read_where_it_does_not_run(urls, tmp_path):
     assert [event["id"] for event in rest] == list(range(91, 101))
 
 
-def test_a_state_that_two_nodes_change_is_never_lost(urls):
-    """Each increment that completed is counted, whichever node ran it; those that collided were tried again."""
-    counts = "async def Agent(input, context):\n    context.state['n'] = context.state.get('n', 0) + 1\n"
-    with nodes(urls, 3, retry_first_s=0.05, attempts_max=10) as all_nodes:
+def test_of_two_changes_of_a_state_at_once_one_is_made_again(urls, gated):
+    """Two nodes begin from the same state: the later one to end is refused, and tried again on what the other made."""
+    given, gate, runs = gated
+    counts = GATED.replace("return os.getpid()", COUNT.strip())
+    with nodes(urls, 2, retry_first_s=0.05) as both:
+        both[0].call("deploy", agent_id="a", source=counts, version="1.0.0", idempotent=True)
+        calls = [(node, node.ask("execute", agent_id="a", input=given, instance="one", timeout=90)) for node in both]
+        wait_for(lambda: len(runs()) == 2)
+        gate.touch()
+        ended = [node.answer(number) for node, number in calls]
+
+        assert sorted((one["status"], one["attempt"]) for one in ended) == [("completed", 1), ("completed", 2)]
+        assert rows(urls[0], "output::text") == {"1": 1, "2": 1}
+        assert counted(urls[0]) == 2
+
+
+def test_a_state_that_several_nodes_change_is_never_lost(urls):
+    """Each increment that completed is counted, whichever node ran it and however often it collided."""
+    with nodes(urls, 3, retry_first_s=0.05, retry_max_s=1.0, attempts_max=10) as all_nodes:
         all_nodes[0].call(
             "deploy",
             agent_id="a",
-            source=counts + "    return context.state['n']",
+            source="async def Agent(input, context):\n" + COUNT.replace("        ", "    "),
             version="1.0.0",
             idempotent=True,
             attempts_max=10,
@@ -260,11 +291,13 @@ def test_a_state_that_two_nodes_change_is_never_lost(urls):
             for node in all_nodes
         ]
         results = [node.answer(number) for node, number in calls]
-        with psycopg.connect(urls[0]) as connection:
-            (kept,) = connection.execute("SELECT value ->> 'n' FROM headrace_agent_states").fetchone()
-    completed = [result for result in results if result["status"] == "completed"]
-    assert len({result["output_json"] for result in completed}) == len(completed) >= 15
-    assert int(kept) == len(completed)
+        wait_for(lambda: not {"queued", "running"} & rows(urls[0]).keys())
+        completed = rows(urls[0], "output::text", "status = 'completed'")
+        told = [result["output_json"] for result in results if result.get("status") == "completed"]
+
+        assert len(set(told)) == len(told)
+        assert set(completed.values()) == {1}
+        assert counted(urls[0]) == len(completed)
 
 
 def test_many_submissions_go_through_all_nodes(urls, gated):
@@ -296,7 +329,8 @@ def test_a_database_that_dies_loses_no_acknowledged_submission(tmp_path):
     server = EmbeddedPostgres(tmp_path / "postgres", name="shard-0")
     with ExitStack() as servers:
         servers.enter_context(started(server))
-        with nodes((server.url,), 3, journal_retry_s=5.0) as all_nodes:
+        # With short leases, so that all of them are over when it is back.
+        with nodes((server.url,), 3, journal_retry_s=5.0, node_lease_s=5.0) as all_nodes:
             all_nodes[0].call("deploy", agent_id="a", source=notes, version="1.0.0")
             acknowledged = [
                 each["id"]
@@ -304,15 +338,17 @@ def test_a_database_that_dies_loses_no_acknowledged_submission(tmp_path):
                 for each in all_nodes[0].call("submit_many", agent_id="a", inputs=[str(log)] * 250)
             ]
             wait_for(lambda: len(log.read_text().splitlines()) > 50)
-            postmaster = int((server.directory / "data" / "postmaster.pid").read_text().split()[0])
-            family = [psutil.Process(postmaster), *psutil.Process(postmaster).children(recursive=True)]
+            pid = int((server.directory / "data" / "postmaster.pid").read_text().split()[0])
+            postmaster = psutil.Process(pid)
+            postmaster.suspend()  # or it would go on to make children that are not among those to be killed
+            family = [postmaster, *postmaster.children(recursive=True)]
             for process in family:
                 with suppress(psutil.NoSuchProcess):  # it goes with its parent
                     process.kill()
             psutil.wait_procs(family, timeout=30)
             servers.close()
             with started(EmbeddedPostgres(tmp_path / "postgres", name="shard-0")) as again:
-                wait_for(lambda: not {"queued", "running"} & rows(again.url).keys(), timeout_s=100)
+                wait_for(lambda: not {"queued", "running"} & rows(again.url).keys())
                 ended = rows(again.url, "execution_id || ' ' || status")
                 for node in all_nodes:
                     node.stop()

@@ -10,6 +10,7 @@ from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
 from headrace.errors import DatabaseUnavailable, IsolationUnavailable, RateLimited
 from headrace.events import NodeFenced, NodesLost, Silent
+from tests.agent_nodes import until_the_day_lasts
 
 ECHO = "async def Agent(input, context): return input"
 STUBBORN = """
@@ -32,7 +33,7 @@ async def Agent(input, context):
     context.progress(1, 2)
     await gate.wait()
 """
-CONFIG = {"node_lease_s": 60.0, "queue_poll_s": 0.05, "retry_first_s": 0.01, "cancel_grace_s": 0.1}
+CONFIG = {"node_lease_s": 36_000.0, "queue_poll_s": 0.05, "retry_first_s": 0.01, "cancel_grace_s": 0.1}
 
 
 class Notes:
@@ -48,7 +49,7 @@ class Notes:
 
 @asynccontextmanager
 async def hosts(database, count, *, observer=None, **config):
-    """Several hosts that beat when they are told to: their leases are long."""
+    """Several hosts that beat when they are told to and not before: their leases are far longer than a test."""
     async with AsyncExitStack() as stack:
         yield [
             await stack.enter_async_context(
@@ -240,6 +241,7 @@ async def test_nodes_that_live_share_a_tenants_limit(database):
 
 async def test_a_daily_quota_counts_over_all_nodes(database):
     """What one recorded, the other knows after a beat."""
+    await until_the_day_lasts()
     tier = TierConfig(name="small", executions_max=100, executions_per_day=10)
     config = {"tiers": (tier,), "tenants": (TenantConfig(name="t", tier="small"),)}
     async with hosts(database, 2, **config) as (first, second):
@@ -318,6 +320,7 @@ async def test_what_a_node_cannot_isolate_is_left_to_one_that_can(database, monk
         lacking._queue.wake(able._store.shard_of("default"), threaded=False)
         await until(lambda: asyncio.sleep(0, len(refusals) > 1))
         assert (await able.execution("a", "e")).status == "queued"
+        await lacking._queue.close()  # or it could be quicker than the other each time
         await able._queue.open()
 
         async def is_over():

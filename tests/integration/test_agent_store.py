@@ -17,6 +17,7 @@ from headrace.agents.stores.postgres import PostgresStore
 from headrace.clock import SystemClock
 from headrace.errors import AgentNotFound, ExecutionNotFound, VersionConflict, VersionNotFound
 from headrace.events import Silent
+from tests.agent_nodes import until_the_day_lasts
 
 CLOCK = SystemClock()
 
@@ -347,6 +348,7 @@ async def test_progress_is_kept_while_it_runs(store):
 
 async def test_the_ledger_knows_what_was_used_today_and_what_waits(store):
     """Executions are counted in the statement that records them."""
+    await until_the_day_lasts()
     await store.finish(execution("done"))
     await store.submit(submission("waits"))
     await store.submit(submission("waits too", threaded=True))

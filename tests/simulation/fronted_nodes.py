@@ -39,6 +39,7 @@ CALLS = {
 }
 FAILED_SHARE = 0.05
 ACTIVE_S = 5.0
+PROMISED_MIN = 10
 SETTLE_S = 60.0
 """Far more than a lease and a doubt, for machines that have much else to do."""
 RUNNING = ("plain", "again", "counter")
@@ -151,7 +152,8 @@ class FrontedLife:
     async def _ask_for_things(self) -> None:
         rng, loop = random.Random(self._rng.random()), asyncio.get_running_loop()
         end_at = loop.time() + ACTIVE_S
-        while loop.time() < end_at:
+        # A machine may be so slow that little is promised in that time; then for as long as it takes.
+        while loop.time() < end_at or len(self._history.promised) <= PROMISED_MIN:
             await asyncio.sleep(rng.uniform(0, 0.3))
             node, deed = rng.choice(self._nodes), rng.choice(["submit", "submit", "execute", "cancel", "execution"])
             if deed in {"submit", "execute"}:

@@ -19,7 +19,7 @@ from headrace.agents.nodes import Membership
 from headrace.agents.running.runs import Runs
 from headrace.embedded import EmbeddedPostgres, started
 from headrace.errors import BackendError
-from tests.simulation.fronted_nodes import FrontedLife
+from tests.simulation.fronted_nodes import PROMISED_MIN, FrontedLife
 from tests.simulation.node_failures import Life, Outcome, report
 from tests.simulation.simulated_postgres import SimulatedPostgres
 from tests.simulation.timed_postgres import TimedPostgres
@@ -73,7 +73,7 @@ async def test_real_nodes_keep_their_promises_on_a_failing_postgres(postgres, se
     """With calls that fail before and after their effect, nodes that are cut off, and connections that are ended."""
     rows, violations = await FrontedLife(seed, postgres).run()
     assert not violations, (seed, violations)
-    assert len(rows) > 10
+    assert len(rows) > PROMISED_MIN
 
 
 # -- what would be wrong ----------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ SOURCES = {"agno": AGNO, "pydantic-ai": PYDANTIC_AI, "langgraph": LANGGRAPH}
 @pytest.fixture(params=SOURCES)
 async def host(request):
     """A host with an agent `a` of one of the frameworks."""
-    async with AgentHost(AgentsConfig(cancel_grace_s=60, load_timeout_s=100)) as host:
+    async with AgentHost(AgentsConfig(cancel_grace_s=60, load_timeout_s=100, timeout_s=100)) as host:
         await host.deploy("a", SOURCES[request.param], version="1.0.0", entrypoint="agent")
         yield host
 

@@ -5,7 +5,8 @@ import pytest
 from headrace.agents import AgentHost, AgentsConfig
 from headrace.errors import AgentInvalid
 
-PATIENT = AgentsConfig(load_timeout_s=100.0)  # the first import of a framework, uncompiled, is slow
+# The first import of a framework, uncompiled, is slow; some of it comes with the first execution.
+PATIENT = AgentsConfig(load_timeout_s=100.0, timeout_s=100.0)
 
 AGNO_MODEL = """
 from agno.agent import Agent as AgnoAgent

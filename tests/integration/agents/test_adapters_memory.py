@@ -4,7 +4,8 @@ import pytest
 
 from headrace.agents import AgentHost, AgentsConfig
 
-PATIENT = AgentsConfig(load_timeout_s=100.0)  # the first import of a framework, uncompiled, is slow
+# The first import of a framework, uncompiled, is slow; some of it comes with the first execution.
+PATIENT = AgentsConfig(load_timeout_s=100.0, timeout_s=100.0)
 
 # Each of these agents answers with the number of user messages that its model is shown.
 AGNO = """

@@ -51,12 +51,14 @@ async def Agent(input, context):
 FAILING = "async def Agent(input, context): raise ValueError('no such thing')"
 ADDER = """
 import asyncio
+from pathlib import Path
 
 class Agent:
     async def execute(self, input, context):
         for done in range(3):
             context.progress(done + 1, 3, f"step {done + 1}")
-            await asyncio.sleep(input.get("pause", 0))
+            while "signs" in input and not Path(input["signs"], str(done + 1)).exists():
+                await asyncio.sleep(0.05)
         return {"sum": input["a"] + input["b"]}
 
     def get_capabilities(self):
@@ -131,7 +133,8 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     """The service with its agents."""
     environment = {
         "HEADRACE_SERVER_TOKEN": TOKEN,
-        "HEADRACE_AGENTS_LOAD_TIMEOUT_S": "60",  # a framework is imported by one of them
+        "HEADRACE_AGENTS_LOAD_TIMEOUT_S": "60",  # a framework is imported by one of them,
+        "HEADRACE_AGENTS_STEP_MAX_S": "60",  # and some more of it in the first step of its first execution
         "HEADRACE_PROTOCOLS_A2A": "true",
         "HEADRACE_PROTOCOLS_MCP": "true",
         "HEADRACE_PROTOCOLS_AG_UI": "true",

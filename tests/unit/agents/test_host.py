@@ -379,10 +379,10 @@ async def test_a_source_that_does_not_finish_loading_is_refused(monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(builtins, "headrace_gate", gate, raising=False)
     text = "import builtins\nbuiltins.headrace_gate.wait(100)\n" + ECHO
-    async with AgentHost(AgentsConfig(load_timeout_s=2.0)) as host:
+    async with AgentHost(AgentsConfig(load_timeout_s=5.0)) as host:
         slow = asyncio.create_task(host.deploy("slow", text, version="1.0.0"))
         await host.deploy("a", ECHO, version="1.0.0")
-        with pytest.raises(AgentInvalid, match=r"not loaded after 2 s"):
+        with pytest.raises(AgentInvalid, match=r"not loaded after 5 s"):
             await slow
         gate.set()
         with pytest.raises(AgentNotFound):

@@ -9,6 +9,7 @@ from headrace.agents import AgentHost, AgentsConfig, TenantConfig, TierConfig
 from headrace.agents.stores.memory import MemoryStore
 from headrace.clock import SystemClock
 from headrace.errors import ExecutionConflict, ExecutionNotFound, InvalidRequest, Overloaded, RateLimited
+from headrace.testing import FakeClock
 
 ECHO = "async def Agent(input, context): return input"
 GATED = """
@@ -280,13 +281,14 @@ async def test_a_tenant_over_its_rate_or_quota_is_refused():
         with pytest.raises(RateLimited, match="times a second") as refused:
             await host.execute("a", 4, tenant="t")
         assert 0 < refused.value.retry_after_s <= 100
-    async with AgentHost(tiered(executions_per_day=3)) as host:
+    noon = FakeClock(wall=86_400.0 * 20_000 + 43_200)
+    async with AgentHost(tiered(executions_per_day=3), clock=noon) as host:
         await host.deploy("a", ECHO, version="1.0.0", tenant="t")
         for n in range(3):
             await host.submit("a", n, tenant="t")
         with pytest.raises(RateLimited, match="of today") as refused:
             await host.execute("a", 4, tenant="t")
-        assert 0 < refused.value.retry_after_s <= 86_400
+        assert refused.value.retry_after_s == 43_200
 
 
 async def test_the_tier_of_a_tenant_may_be_known_elsewhere():

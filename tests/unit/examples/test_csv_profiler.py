@@ -111,6 +111,7 @@ few_values = st.lists(st.sampled_from([0, 1, 2, 3, 1_000]), min_size=2, max_size
 @example([1e16, 1.0, -1e16])
 @example([5e-324, 0.0])
 @example([10**17, 10**17 + 1])
+@example([6.0, 6.0, 6.0, 1.00001])  # exactly between two floats
 @example([0.1] * 10)
 @settings(max_examples=300)
 async def test_statistics_are_those_of_the_statistics_module(numbers):

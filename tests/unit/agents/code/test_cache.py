@@ -5,6 +5,7 @@ import hashlib
 import marshal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -100,7 +101,7 @@ def make(tmp_path, site, events, loads):
 def kept(cache, source=SOURCE, dependencies=("declared-dist>=1",)):
     """The compiled source, which is on disk as well."""
     compiled = cache.compile("a", source, dependencies)
-    assert cache.flush()
+    assert cache.flush(60)
     return compiled
 
 
@@ -332,7 +333,7 @@ def test_what_cannot_be_unmarshalled_is_a_miss(make, events):
         cache = make(loads=loads)
         assert cache.compile("a", SOURCE, ["declared-dist"]).code
         assert cache.statistics().rejected == 1
-        assert cache.flush()
+        assert cache.flush(60)
     assert [event.reason for event in events] == ["a int, not code", "not readable: EOFError"]
 
 
@@ -341,7 +342,7 @@ def test_a_description_that_cannot_be_read_is_a_miss(make, events, loads):
     cache = make()
     request = cache._request("a", SOURCE, ["declared-dist"])
     cache._store.write(request.slot, b'{"slot": 1}', b"body", cache._store.lock(request.slot))
-    cache.flush()
+    cache.flush(60)
 
     assert "description" in rejected(make, events, loads)
 
@@ -395,20 +396,21 @@ def test_what_may_be_the_moments_fault_is_not_remembered(make, monkeypatch):
 
 async def test_tasks_and_threads_compile_one_source_once(make, monkeypatch):
     """Twenty ask at once, in threads of a loop: one compiles, and all have the same object."""
-    cache, entered, gate = make(), threading.Event(), threading.Event()
+    cache, gate = make(), threading.Event()
     real = code_cache_module.compile_source
 
     def slow(*of, **by):
-        entered.set()
-        gate.wait(10)
+        gate.wait(60)
         return real(*of, **by)
 
     monkeypatch.setattr(code_cache_module, "compile_source", slow)
-    asked = [asyncio.create_task(asyncio.to_thread(cache.compile, f"a{n}", SOURCE)) for n in range(20)]
-    await asyncio.to_thread(entered.wait, 10)
-    gate.set()
-
-    compiled = await asyncio.gather(*asked)
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(20) as threads:  # the loop's own are fewer on a small machine
+        asked = [loop.run_in_executor(threads, cache.compile, f"a{n}", SOURCE) for n in range(20)]
+        while sum(turn.threads for turn in list(cache._turns._turns.values())) < 20:
+            await asyncio.sleep(0.001)
+        gate.set()
+        compiled = await asyncio.gather(*asked)
 
     assert len({id(one) for one in compiled}) == 1
     assert cache.statistics().compiles == 1
@@ -417,12 +419,12 @@ async def test_tasks_and_threads_compile_one_source_once(make, monkeypatch):
 
 def test_different_sources_do_not_wait_for_each_other(make, monkeypatch):
     """One that takes long holds up nobody else."""
-    cache, gate = make(), threading.Event()
+    cache, gate, opened = make(), threading.Event(), []
     real = code_cache_module.compile_source
 
     def slow(text, **by):
         if text == SOURCE:
-            gate.wait(10)
+            opened.append(gate.wait(60))
         return real(text, **by)
 
     monkeypatch.setattr(code_cache_module, "compile_source", slow)
@@ -433,6 +435,7 @@ def test_different_sources_do_not_wait_for_each_other(make, monkeypatch):
 
     gate.set()
     long.join()
+    assert opened == [True], "it was not waited for until it gave up"
 
 
 def test_memory_is_bounded_in_bytes(make):
@@ -452,7 +455,7 @@ def test_put_keeps_what_another_cache_compiled(make):
     cache = make()
 
     cache.put("a", SOURCE, compiled, ["declared-dist"])
-    cache.flush()
+    cache.flush(60)
 
     assert cache.get("b", SOURCE, ["declared-dist"]) is compiled
     assert make().get("b", SOURCE, ["declared-dist"]) == compiled
@@ -544,7 +547,7 @@ def test_a_cache_without_a_directory_touches_no_file(make, tmp_path):
 
     assert isinstance(cache.compile("a", "x = 1"), CompiledAgent)
 
-    assert cache.flush()
+    assert cache.flush(60)
     cache.close()
     assert not (tmp_path / "code").exists()
     assert cache.statistics() == CodeStatistics(misses=1, compiles=1, memory_bytes=cache.statistics().memory_bytes)

@@ -27,7 +27,7 @@ SOMEBODY = 61234
 HOST = textwrap.dedent("""
     import asyncio, json, os, sys
     from headrace.agents.definition import Source
-    from headrace.agents.isolation import ProcessPool, WorkerKey, probe
+    from headrace.agents.isolation import Limits, ProcessPool, WorkerKey, probe
 
     TEXT = '''
     import errno, os, socket
@@ -45,13 +45,15 @@ HOST = textwrap.dedent("""
     async def main():
         async with ProcessPool() as pool:
             key = WorkerKey("t", "a", "1")
-            await pool.start(key, Source(agent_id="a", version="1", text=TEXT))
+            # The worker is to be busy when its host dies, and not ended before because it is.
+            await pool.start(key, Source(agent_id="a", version="1", text=TEXT), Limits(step_s=600.0))
+            (worker,) = (pool._workers[pid] for pid in pool.pids(key))
             outcome = await pool.execute(key, b"0", execution_id="e", deadline_s=60)
             said = {"level": probe().level, "output": json.loads(outcome.output_json)}
             if sys.argv[1:] == ["stay"]:
-                # Limits().step_s is longer than the test needs: the worker is busy when its host dies.
-                spinning = asyncio.ensure_future(pool.execute(key, b'"spin"', execution_id="s", deadline_s=60))
-                await asyncio.sleep(0.1)
+                spinning = asyncio.ensure_future(pool.execute(key, b'"spin"', execution_id="s", deadline_s=600))
+                while worker._page.read()[1] != 2:  # its second execution has taken a step, which does not end
+                    await asyncio.sleep(0.005)
                 print(json.dumps({**said, "pids": [pool.zygote_pid, *pool.pids()]}), flush=True)
                 await spinning
             print(json.dumps(said), flush=True)

@@ -41,6 +41,7 @@ HOGS = {
     "suppresses": "import contextlib\nasync def Agent(input, context):\n    while True:\n"
     "        with contextlib.suppress(BaseException):\n            for n in range(10**12): abs(n)",
 }
+PAUSE_MAX_S = 20.0  # a machine may be busy for so long; the hogs would hold it for a minute or for ever
 SCRIPT = """
 import asyncio, json, sys, time
 from headrace.agents import AgentHost, AgentsConfig
@@ -49,11 +50,13 @@ from headrace.errors import AgentQuarantined
 STEADY = '''
 import asyncio, time
 async def Agent(input, context):
-    longest, end = 0.0, time.monotonic() + input
+    longest, worked, end = 0.0, 0.0, time.monotonic() + input
     while (before := time.monotonic()) < end:
+        before_work = time.process_time()
         await asyncio.sleep(0.001)
         longest = max(longest, time.monotonic() - before)
-    return longest
+        worked = max(worked, time.process_time() - before_work)
+    return longest, worked
 '''
 
 class Notes:
@@ -126,15 +129,19 @@ def test_a_step_that_holds_the_loop_is_ended(found, hog):
     status, error, _ = found["ends"][hog]
 
     assert status == "failed"
-    assert re.match(r"StepTooLong: It held the event loop for [012]\.", error)
+    held = re.match(r"StepTooLong: It held the event loop for (\d+\.\d+) s", error)
+    assert 0.2 <= float(held[1]) < PAUSE_MAX_S
     assert "agents.step_max_s" in error
 
 
 @pytest.mark.parametrize("hog", HOGS)
 def test_others_wait_for_a_hog_no_longer_than_a_step_and_a_little(found, hog):
-    """`step_max_s` is 0.2; in a library an agent is given half of that again, and the machine may be busy. Most of
-    the hogs would hold it for ever."""
-    assert found["longest"][hog] < 3.0
+    """`step_max_s` is 0.2; in a library an agent is given half of that again. What a busy machine does beside it takes
+    time and is no work of this process."""
+    longest, worked = found["longest"][hog]
+
+    assert worked < 3.0
+    assert longest < PAUSE_MAX_S
 
 
 def test_an_interrupted_agent_may_clean_up(found):

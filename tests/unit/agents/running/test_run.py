@@ -60,6 +60,14 @@ async def until(condition, *, within_s=60):
             await asyncio.sleep(0.005)
 
 
+def deadline_passes(host, execution_id):
+    """The run's time is over, now; what it has until then by the clock is more than any machine needs."""
+    run = host._runs.find(("default", execution_id))
+    host._runs._deadlines.remove(run)
+    run.overdue()
+    return run
+
+
 async def finished(host, execution_id):
     """The execution when it has ended."""
     async with asyncio.timeout(60):
@@ -74,10 +82,11 @@ async def test_what_was_cancelled_is_never_tried_again(source):
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", source, version="1.0.0", idempotent=True)
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=2.0)
+        submitted = await host.submit("a", None, timeout=600)
         await until(module.begun.is_set)
         assert (await host.cancel(submitted.id)).status == "cancelling"
         assert (await host.execution("a", submitted.id)).status == "cancelling"
+        deadline_passes(host, submitted.id)
         assert (await finished(host, submitted.id)).status == "timeout"
         module.gate.set()
         assert module.attempts == [1]
@@ -89,7 +98,9 @@ async def test_an_attempt_that_has_not_stopped_is_not_repeated_beside_itself(sou
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", source, version="1.0.0", idempotent=True)
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=1.0)
+        submitted = await host.submit("a", None, timeout=600)
+        await until(module.begun.is_set)
+        deadline_passes(host, submitted.id)
         ended = await finished(host, submitted.id)
         assert (ended.status, "has not stopped" in ended.error, ended.attempt) == ("timeout", True, 1)
         module.gate.set()
@@ -133,9 +144,9 @@ async def test_an_attempt_that_has_not_stopped_is_known_although_its_end_was_los
         await host.deploy("a", source, version="1.0.0", idempotent=True)
         module, membership = module_of(host), host._membership
         (shard,) = host._store.shards
-        await host.submit("a", None, execution_id="e", timeout=1.0)
+        await host.submit("a", None, execution_id="e", timeout=600)
         await until(module.begun.is_set)
-        task = host._runs.find(("default", "e")).task
+        task = deadline_passes(host, "e").task
         await until(lambda: host._runs.find(("default", "e")) is None)
         membership.doubt(shard)  # for another's sake
         await membership.beat(shard)
@@ -148,10 +159,19 @@ async def test_an_attempt_that_has_not_stopped_is_known_although_its_end_was_los
 
 async def test_an_attempt_that_stopped_at_its_deadline_is_repeated():
     """There is nothing beside which the next one would run."""
-    text = "import asyncio\nasync def Agent(input, context): await asyncio.sleep(60 if context.attempt < 3 else 0)"
+    text = """
+import asyncio
+attempts = []
+async def Agent(input, context):
+    attempts.append(context.attempt)
+    await asyncio.sleep(600 if context.attempt < 3 else 0)
+"""
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", text, version="1.0.0", idempotent=True)
-        submitted = await host.submit("a", None, timeout=1.0)
+        submitted = await host.submit("a", None, timeout=600)
+        for attempt in (1, 2):
+            await until(lambda attempt=attempt: attempt in module_of(host).attempts)
+            deadline_passes(host, submitted.id)
         ended = await finished(host, submitted.id)
     assert (ended.status, ended.attempt) == ("completed", 3)
 
@@ -161,7 +181,9 @@ async def test_what_is_said_after_the_end_is_nobodys():
     async with AgentHost(AgentsConfig(**QUICK)) as host:
         await host.deploy("a", THREADED, version="1.0.0")
         module = module_of(host)
-        submitted = await host.submit("a", None, timeout=1.0)
+        submitted = await host.submit("a", None, timeout=600)
+        await until(module.begun.is_set)
+        deadline_passes(host, submitted.id)
         await finished(host, submitted.id)
         module.gate.set()
         await until(module.ended.is_set)
@@ -180,7 +202,10 @@ async def test_what_is_stopped_before_its_first_step_does_not_begin(how):
         while (run := host._runs.find(("default", "e"))) is None:
             await asyncio.sleep(0)
         begun_here = run._coroutine is not None
-        getattr(run, how)()
+        if how == "overdue":
+            deadline_passes(host, "e")
+        else:
+            getattr(run, how)()
         ended = await calling
         module.gate.set()
         assert not begun_here
@@ -191,7 +216,7 @@ async def test_what_is_stopped_before_its_first_step_does_not_begin(how):
 
 async def test_a_thread_may_end_while_its_host_closes():
     """Nothing can stop it, so it has until the grace is over to be what it is: completed."""
-    host = AgentHost(AgentsConfig(**{**QUICK, "cancel_grace_s": 5.0}))
+    host = AgentHost(AgentsConfig(**{**QUICK, "cancel_grace_s": 60.0}))
     async with host:
         await host.deploy("a", THREADED, version="1.0.0")
         module = module_of(host)

@@ -184,6 +184,12 @@ async def test_who_waits_longer_than_a_request_may_gets_the_task_as_it_is(opened
     async with opened() as doors:
         await doors.deploy(source=PARKED)
         sent = {"message": {"messageId": "m", "role": "ROLE_USER", "parts": [{"text": "hi"}]}}
+        at_once = {**sent, "configuration": {"returnImmediately": True}}
+        begun = (await doors.a2a("SendMessage", at_once)).json()["result"]["task"]
+        async with asyncio.timeout(60):
+            while begun["status"]["state"] != "TASK_STATE_WORKING":
+                await asyncio.sleep(0.01)
+                begun = (await doors.a2a("GetTask", {"id": begun["id"]})).json()["result"]
         first = (await doors.a2a("SendMessage", sent)).json()["result"]["task"]
         again = (await doors.a2a("SendMessage", sent)).json()["result"]["task"]
         cancelled = (await doors.a2a("CancelTask", {"id": first["id"]})).json()["result"]

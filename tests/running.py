@@ -27,6 +27,8 @@ class Service:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    family: list[psutil.Process] | None = None
+    """What it had started when it was told to stop; None: it was not."""
 
     @property
     def port(self) -> int:
@@ -52,6 +54,11 @@ class Service:
         pid = self.children()[name]
         os.kill(pid, signal.SIGKILL)
         return pid
+
+    def stop(self) -> None:
+        """SIGTERM, and only one: who waits for the end of it is `running`."""
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGTERM)
 
     def wait_for_restart(self, name: str, killed: int, *, timeout_s: float = 60.0) -> int:
         """The pid of the process that took the killed one's place."""
@@ -122,14 +129,15 @@ def running(directory: Path, *arguments: str, environment: dict[str, str] | None
             env={**os.environ, "HEADRACE_LOG_FORMAT": "json", **(environment or {})},
         )
     try:
-        yield Service(process, _url_of(process, log), log)
-        if process.poll() is not None:
-            assert process.returncode == -signal.SIGKILL, f"it ended by itself:\n{log.read_text()[-3000:]}"
-            return
-        children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
+        service = Service(process, _url_of(process, log), log)
+        yield service
+        if service.family is None:
+            if process.poll() is not None:
+                assert process.returncode == -signal.SIGKILL, f"it ended by itself:\n{log.read_text()[-3000:]}"
+                return
+            service.stop()
         assert process.wait(60) == 0, log.read_text()[-3000:]
-        _, alive = psutil.wait_procs(children, timeout=30)
+        _, alive = psutil.wait_procs(service.family or (), timeout=30)
         assert alive == []
     finally:
         if process.poll() is None:

@@ -41,20 +41,28 @@ def texts() -> dict[str, str]:
     return found
 
 
+@cache
+def problems() -> dict[str, list[str]]:
+    """What is wrong, by the rule's name. One file after the other, so that each is parsed once for all rules."""
+    found: dict[str, list[str]] = {rule.__name__: [] for rule in tidy_rules.RULES}
+    for path, text in texts().items():
+        for rule in tidy_rules.RULES:
+            found[rule.__name__] += rule(path, text)
+    return found
+
+
 @pytest.mark.parametrize("rule", tidy_rules.RULES, ids=lambda rule: rule.__name__)
 def test_every_file_keeps_the_rule(rule: tidy_rules.Rule) -> None:
     """No file of the project breaks this rule."""
-    problems = [problem for path, text in texts().items() for problem in rule(path, text)]
-
-    assert not problems, "\n".join(problems)
+    assert not problems()[rule.__name__], "\n".join(problems()[rule.__name__])
 
 
 @pytest.mark.parametrize("rule", tidy_rules.TREE_RULES, ids=lambda rule: rule.__name__)
 def test_the_tree_keeps_the_rule(rule: tidy_rules.TreeRule) -> None:
     """The files of the project together do not break this rule."""
-    problems = list(rule(texts()))
+    found = list(rule(texts()))
 
-    assert not problems, "\n".join(problems)
+    assert not found, "\n".join(found)
 
 
 def test_no_file_is_large() -> None:

@@ -10,6 +10,7 @@ import re
 import tokenize
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TypeVar
 
@@ -61,7 +62,10 @@ def file_is_named_by_a_noun(path: str, text: str) -> Iterator[str]:
 def module_has_docstring(path: str, text: str) -> Iterator[str]:
     """The first line says what the file is for."""
     is_told_by_its_name = path.startswith("tests/")
-    if _suffix(path) == ".py" and not is_told_by_its_name and ast.get_docstring(ast.parse(text, path)) is None:
+    if _suffix(path) != ".py" or is_told_by_its_name:
+        return
+    (module,) = _nodes(path, text, ast.Module)
+    if ast.get_docstring(module) is None:
         yield f"{path}: no module docstring: say in a sentence what this file is for"
 
 
@@ -240,7 +244,13 @@ def _numbered(text: str) -> Iterator[tuple[int, str]]:
 
 def _nodes(path: str, text: str, kind: type[Node]) -> Iterator[Node]:
     if _suffix(path) == ".py":
-        yield from (node for node in ast.walk(ast.parse(text, path)) if isinstance(node, kind))
+        yield from (node for node in _tree(path, text) if isinstance(node, kind))
+
+
+@lru_cache(maxsize=1)
+def _tree(path: str, text: str) -> list[ast.AST]:
+    """Every node of a file; kept for the next rule, to which the same file is put."""
+    return list(ast.walk(ast.parse(text, path)))
 
 
 def _functions(path: str, text: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
@@ -262,7 +272,8 @@ def _sleeps(body: Sequence[ast.AST]) -> Iterator[int]:
 
 
 def _comments(path: str, text: str) -> Iterator[tuple[int, str]]:
-    if _suffix(path) == ".py":
+    """The comments of a file in which a check is switched off."""
+    if _suffix(path) == ".py" and "noqa" in text:
         tokens = tokenize.generate_tokens(io.StringIO(text).readline)
         yield from ((token.start[0], token.string) for token in tokens if token.type == tokenize.COMMENT)
 

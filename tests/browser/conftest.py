@@ -4,8 +4,10 @@ Without Chromium the tests skip and say so; with CI=true they fail, because ther
 """
 
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.browser.scene import Scene
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMEDRIVER = "/usr/bin/chromedriver"
+START_S_MAX = 60.0
 END_S_MAX = 30.0
 """How long its many processes may take to end, before they count as left behind."""
 
@@ -36,6 +39,28 @@ FLAGS = [
     "--disable-sync",
     "--hide-scrollbars",
 ]
+
+
+class Chromedriver(Service):
+    """Chromedriver on a port that it takes itself: one that was found free before may be another's by then."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        super().__init__(CHROMEDRIVER)
+
+    def command_line_args(self) -> list[str]:
+        """Any port that is free."""
+        return ["--port=0"]
+
+    def _start_process(self, path: str) -> None:
+        with self._log.open("wb") as self.log_output:
+            super()._start_process(path)
+        deadline = time.monotonic() + START_S_MAX
+        while (said := re.search(r"started successfully on port (\d+)", self._log.read_text())) is None:
+            self.assert_process_still_running()
+            assert time.monotonic() < deadline, f"chromedriver does not say its port:\n{self._log.read_text()}"
+            time.sleep(0.01)
+        self.port = int(said[1])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,10 +82,10 @@ def chromium() -> Iterator[WebDriver]:
     options = Options()
     options.binary_location = CHROMIUM
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with tempfile.TemporaryDirectory(prefix="headrace-chromium-", ignore_cleanup_errors=True) as profile:
-        for flag in [*FLAGS, f"--user-data-dir={Path(profile)}"]:
+    with tempfile.TemporaryDirectory(prefix="headrace-chromium-", ignore_cleanup_errors=True) as directory:
+        for flag in [*FLAGS, f"--user-data-dir={Path(directory) / 'profile'}"]:
             options.add_argument(flag)
-        driver = webdriver.Chrome(options=options, service=Service(CHROMEDRIVER))
+        driver = webdriver.Chrome(options=options, service=Chromedriver(Path(directory) / "driver.log"))
         try:
             yield driver
         finally:

@@ -27,6 +27,25 @@ return coloured;
 """
 
 
+# What the page waits for by the clock does not come any more: the numbers of its timers only rise.
+STOP_TIMERS_IF = """
+if (document.querySelector(arguments[0]).innerText !== arguments[1]) return false;
+for (let timer = setTimeout(() => {}); timer > 0; timer -= 1) clearTimeout(timer);
+return true;
+"""
+
+# Before the page's own scripts: it never gives up waiting for an answer, and notes each answer that it gets.
+PATIENCE = """
+AbortSignal.timeout = () => new AbortController().signal;
+const ask = window.fetch;
+window.answers = [];
+window.fetch = async (...question) => {
+  const answer = await ask(...question);
+  answers.push(`${new URL(answer.url).pathname} ${answer.status}`);
+  return answer;
+};
+"""
+
 # In one turn of the page: between two of them a row may go, or the charts may move on.
 ROWS = "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map((row) => row.innerText)"
 NOTES = "return [...document.querySelectorAll('[data-chart] .card-note')].map((note) => note.innerText)"
@@ -87,13 +106,26 @@ class Page:
         """How many pixels of a chart's canvas have a colour, which axes, grid and labels do not."""
         return int(self.run(COUNT_COLOURS, chart))
 
+    def stop_timers_when(self, selector: str, text: str) -> None:
+        """Wait until an element says this, and let nothing more happen by the clock from that very moment on."""
+        self.wait_until(lambda: self.run(STOP_TIMERS_IF, selector, text), f"{selector} says {text!r}")
+
+    def be_patient(self) -> None:
+        """The pages that are opened from now on wait for each answer for as long as it takes, and note it."""
+        self.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": PATIENCE})
+
+    def answers(self) -> list[str]:
+        """Path and status of each answer, oldest first, to a page that is patient."""
+        answers: list[str] = self.run("return window.answers")
+        return answers
+
     def run(self, script: str, *arguments: object) -> Any:
         """The value of a script in the page."""
         return self.driver.execute_script(script, *arguments)
 
-    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+    def wait_until(self, holds: Callable[[], bool], what: str, *, wait_s: float = WAIT_S) -> None:
         """Wait until the page is as described, or fail with the description."""
-        WebDriverWait(self.driver, WAIT_S, POLL_S).until(lambda _: holds(), message=f"never: {what}")
+        WebDriverWait(self.driver, wait_s, POLL_S).until(lambda _: holds(), message=f"never: {what}")
 
     def wait_until_live(self) -> None:
         """Wait until numbers arrive."""

@@ -28,6 +28,8 @@ GIB = 1024**3
 STEP_S = 5.0
 CLOCK = SystemClock()
 WAIT_S = 30.0
+GATE_S_MAX = 110.0
+"""How long a gate that was forgotten holds an answer back: about as long as a test may take."""
 
 NO_LATENCY = Latency(count=0, mean_ms=None, p50_ms=None, p95_ms=None, p99_ms=None, p999_ms=None)
 
@@ -209,9 +211,11 @@ class Scene:
         self.stream_gate = Gate()
         self._silent_since: float | None = None
         self._interval_s = interval_s
+        # Bound, and never listening: nobody else is given the port, and while nobody listens connections are refused.
         self._place = socket.socket()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
         self._started = threading.Event()
         self._start()
 
@@ -236,16 +240,9 @@ class Scene:
     def die(self) -> None:
         """Stop the server as a crash would look from outside: connections end, nobody listens on the port."""
         self._stop()
-        # Nobody else may be given the port meanwhile. Nobody listens, so connections are refused.
-        self._place.close()
-        self._place = socket.socket()
-        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._place.bind(("127.0.0.1", self.port))
 
     def revive(self) -> None:
         """Start a new server on the same port."""
-        self._place.close()
-        self._socket = socket.create_server(("127.0.0.1", self.port))
         self._start()
 
     def close(self) -> None:
@@ -256,6 +253,7 @@ class Scene:
         self._place.close()
 
     def _start(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", self.port))
         self._live = Live(self._snapshot, clock=CLOCK, interval_s=self._interval_s, stale_after_s=2.0)
         routes = [
             Route("/api/v1/system/live", _Gated(self.stream_gate, _Guarded(self, self._stream))),
@@ -344,7 +342,7 @@ class _Gated:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def late(message: Message) -> None:
             if not self._gate.open.is_set():
-                await asyncio.to_thread(self._gate.open.wait, WAIT_S)
+                await asyncio.to_thread(self._gate.open.wait, GATE_S_MAX)
             await send(message)
 
         self._gate.asked += 1

@@ -74,10 +74,10 @@ def test_the_page_comes_back_by_itself(dashboard, scene):
 
 
 def test_a_refused_stream_is_a_lost_one_and_can_be_retried_at_once(page, scene):
-    """With all places taken (503) the page waits; a click tries again now."""
+    """With all places taken (503) the page waits; a click tries again now, without any pause coming to its end."""
     scene.refusing_streams = True
     page.open(scene.url)
-    page.wait_until(lambda: page.text("#connection-text") == "Stream lost", "the refusal is said")
+    page.stop_timers_when("#connection-text", "Stream lost")
     assert re.fullmatch(r"Stream lost, retrying in \d+ s \N{EN DASH} no data yet", page.text("#notice-text"))
     scene.refusing_streams = False
 
@@ -211,19 +211,27 @@ def test_the_token_stays_in_this_tab(page, scene):
 
 def test_a_late_refusal_does_not_undo_a_token_that_was_accepted_meanwhile(page, scene):
     """What was asked without the token may be refused after it was entered; the page stays live and keeps it."""
+    agents = "/api/v1/agents"
     scene.token = "correct horse"
     scene.agents_gate.open.clear()
     scene.stream_gate.open.clear()  # once it is refused nothing more is asked for
+    page.be_patient()
     page.open(scene.url)
     page.wait_until(lambda: scene.agents_gate.asked == 1, "the agents were asked for without a token")
     scene.stream_gate.open.set()
     page.wait_until(lambda: page.shows("#access"), "the form is shown")
     page.find("#access-token").send_keys("correct horse\n")
     page.wait_until_live()
+    page.wait_until(lambda: scene.agents_gate.asked == 2, "the agents were asked for with the token")
+    before = page.answers()
 
     scene.agents_gate.open.set()
 
+    # The question with the token, and the one without it, which is asked again.
+    page.wait_until(lambda: page.answers().count(f"{agents} 200") >= 2, "both questions are answered")
     page.wait_until(lambda: len(page.rows("agents")) == 4, "the agents are listed")
+    assert not [answer for answer in before if answer.startswith(agents)]
+    assert page.answers().count(f"{agents} 401") == 1, "the refusal came late"
     assert page.text("#connection-text") == "Live"
     assert not page.shows("#access")
     assert page.run("return sessionStorage.length") == 1

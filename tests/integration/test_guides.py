@@ -18,7 +18,7 @@ from types import ModuleType
 
 import pytest
 
-from headrace.cache import Cache, CachePolicy, Strategy, SyncCache
+from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy, SyncCache
 from headrace.cache.integrations.settings import close_shared
 from tests.redis_servers import RedisServer, free_port
 
@@ -30,6 +30,9 @@ TEST_NAME = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(?:\[[\w-]+\])?`")
 FRAMEWORK = re.compile(r"^from ((?:agno|langgraph|pydantic_ai)[\w.]*) import", re.MULTILINE)
 READERS_REDIS = re.compile(r"\b(localhost|cache):6379\b")
 """Where the Redis of a guide's reader listens."""
+REDIS_S = 5.0
+DEFAULT_LIMIT = re.compile(r"\b((?:connect_)?timeout)=0\.5\b")
+"""The limits that a Redis has by default, which a guide may spell out."""
 
 
 def named(path: Path) -> str:
@@ -37,10 +40,14 @@ def named(path: Path) -> str:
 
 
 def blocks(guide: Path, address: str) -> Iterator[tuple[int, str]]:
-    """Each Python block with the line before it, and the reader's Redis replaced by the one of this test."""
+    """Each Python block with the line before it, and the reader's Redis replaced by the one of this test.
+
+    That one may be slow: it is given longer than by default. Where a guide breaks the network it says its own limits.
+    """
     text = guide.read_text()
     for found in BLOCK.finditer(text):
-        yield text.count("\n", 0, found.start(1)), READERS_REDIS.sub(address, found[1])
+        source = DEFAULT_LIMIT.sub(rf"\1={REDIS_S}", READERS_REDIS.sub(address, found[1]))
+        yield text.count("\n", 0, found.start(1)), source
 
 
 @pytest.fixture
@@ -53,7 +60,16 @@ def redis_address() -> Iterator[str]:
 
 
 @pytest.fixture
-async def module(monkeypatch, tmp_path: Path) -> AsyncIterator[ModuleType]:
+def patience(monkeypatch) -> None:
+    """A Redis that is only slow is not taken for one that is away."""
+    defaults = RemoteConfig.__init__.__kwdefaults__
+    for name in ("timeout", "connect_timeout"):
+        assert defaults[name] == 0.5, "as in DEFAULT_LIMIT"
+        monkeypatch.setitem(defaults, name, REDIS_S)
+
+
+@pytest.fixture
+async def module(monkeypatch, patience, tmp_path: Path) -> AsyncIterator[ModuleType]:
     """What the blocks of a guide fill, in a directory of its own; the caches in it are closed in the end."""
     module = ModuleType("guide")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where msgspec looks for the names in annotations
@@ -178,6 +194,7 @@ async def test_djangos_settings_are_understood(redis_address, module):
     guide = ROOT / "docs/guides/django.md"
     line, source = next(blocks(guide, redis_address))
     await run(source, guide, line, module)
+    module.CACHES["default"]["OPTIONS"]["remote"]["timeout"] = REDIS_S  # in place of a limit that is tight
 
     def use() -> object:
         cache = cache_handler(module.CACHES)["default"]

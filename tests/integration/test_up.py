@@ -289,7 +289,7 @@ def test_a_stopping_service_answers_what_it_accepted(tmp_path):
             body = {"input": str(begun)}
             call = asyncio.create_task(one_call(service.port, "POST", "/api/v1/agents/slow/execute", body))
             await asyncio.to_thread(wait_until, begun.exists)
-            service.process.send_signal(signal.SIGTERM)
+            service.stop()
             return await call
 
         status, execution = asyncio.run(stop_meanwhile())

@@ -11,6 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+# A session of its own is up to four processes that import everything; pytest's watch allows 180 s a test.
+SESSION_S_MAX = 150.0
+pytestmark = pytest.mark.timeout(165)
+
 LEAKS = """
 import asyncio, subprocess, sys, threading, time
 from headrace import build
@@ -104,7 +108,7 @@ def run_session(directory: Path, source: str, *options: str, **environment: str)
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "CI": "", **environment},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=SESSION_S_MAX,
         check=False,
     )
 

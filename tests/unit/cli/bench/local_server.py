@@ -1,6 +1,7 @@
 """A server on the test's own event loop whose behaviour is a function: exact stalls, cut connections, odd answers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -51,14 +52,17 @@ class Requests(asyncio.Protocol):
 async def serving(behaviour: Behaviour) -> AsyncIterator[LocalServer]:
     """A server on a free port, closed at the end with all its connections."""
     server = LocalServer(behaviour)
-    server.listener = await asyncio.get_running_loop().create_server(lambda: Requests(server), "127.0.0.1", 0)
-    host, port = server.listener.sockets[0].getsockname()
-    server.url = f"http://{host}:{port}"
-    try:
-        yield server
-    finally:
-        server.close()
-        await server.listener.wait_closed()
+    with socket.socket() as place:  # bound to the end: nobody else listens there once the server listens no more
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(("127.0.0.1", 0))
+        host, port = place.getsockname()
+        server.listener = await asyncio.get_running_loop().create_server(lambda: Requests(server), host, port)
+        server.url = f"http://{host}:{port}"
+        try:
+            yield server
+        finally:
+            server.close()
+            await server.listener.wait_closed()
 
 
 def answer(server: LocalServer, transport: asyncio.Transport, number: int, data: bytes) -> None:

@@ -288,8 +288,10 @@ class Cache:
         is; it must be quick, and may be called several times. A value that was there keeps its expiry and tags unless
         they are given. Returns what is under the key afterwards; UNSET if nothing is.
 
-        Raises CacheUnavailable when the shared tier is away, Overloaded when others keep changing the key, and
-        whatever `change` raises.
+        An invalidation of the key by this process that is on its way is waited for, up to 30 s from its beginning.
+
+        Raises CacheUnavailable when the shared tier is away or such an invalidation does not arrive, Overloaded when
+        others keep changing the key, and whatever `change` raises.
         """
         request = self._request(key, ttl=ttl, tags=tags, type=type)
         self._open_filler()

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from headrace.cache.policy import glob_pattern
@@ -10,7 +10,7 @@ from headrace.errors import CacheUnavailable
 
 PATTERNS_MAX = 64
 ARRIVAL_WAIT_MAX_S = 30.0
-"""How long one call waits for the invalidations of its own process that are on their way."""
+"""How long an invalidation may be on its way before calls of its own process stop waiting for it."""
 ALL = "*"
 """The name under which a whole namespace is owed."""
 
@@ -48,6 +48,11 @@ class Deferred:
         if self.everything or key in self.keys:
             return True
         return any(pattern.match(key) for pattern, _ in self.patterns.values())
+
+    def covering(self, key: str) -> list[str]:
+        """The patterns, and ALL for a `clear`, that are owed and keep `key` from being believed."""
+        globs = [glob for glob, (pattern, _) in self.patterns.items() if pattern.match(key)]
+        return [*globs, ALL] if self.everything else globs
 
     # -- owing --------------------------------------------------------------------------------------------------------
 
@@ -177,30 +182,44 @@ def _pay(owed: dict[str, int], names: Iterable[str], as_of: int) -> list[str]:
 class OnWay:
     """The deliveries under way of a `clear` or a pattern: whoever needs them to have arrived waits for that."""
 
-    __slots__ = ("_deliveries",)
+    __slots__ = ("_deliveries", "_on_given_up")
 
-    def __init__(self) -> None:
-        self._deliveries: dict[asyncio.Future[None], str] = {}
+    def __init__(self, on_given_up: Callable[[], None]) -> None:
+        self._deliveries: dict[asyncio.Future[None], tuple[str, float]] = {}
+        self._on_given_up = on_given_up
 
     @contextmanager
     def delivery(self, name: str) -> Iterator[None]:
-        """That of a pattern, or of ALL, is under way until the block ends, whether it arrives or fails."""
-        landed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._deliveries[landed] = name
+        """That of a pattern, or of ALL, is under way until the block ends, whether it arrives or fails.
+
+        One whose caller is cancelled is told of: it can be delivered by somebody else at once.
+        """
+        loop = asyncio.get_running_loop()
+        landed: asyncio.Future[None] = loop.create_future()
+        self._deliveries[landed] = (name, loop.time())
         try:
             yield
+        except asyncio.CancelledError:
+            self._on_given_up()
+            raise
         finally:
             del self._deliveries[landed]
             landed.set_result(None)
 
     def brings(self, name: str) -> bool:
         """Whether one of this pattern is under way."""
-        return name in self._deliveries.values()
+        return any(name == brought for brought, _ in self._deliveries.values())
 
-    async def landed(self) -> None:
-        """Return when what is under way now has arrived or failed. Raises CacheUnavailable if that takes too long."""
-        if not self._deliveries:
-            return
-        _, late = await asyncio.wait(list(self._deliveries), timeout=ARRIVAL_WAIT_MAX_S)
-        if late:
-            raise CacheUnavailable(f"An invalidation is on its way for longer than {ARRIVAL_WAIT_MAX_S:g} s.")
+    async def landed(self, names: Collection[str]) -> None:
+        """Return when those of these names that are under way now have arrived or failed.
+
+        Raises CacheUnavailable once one of them is under way for too long, however late its waiter came.
+        """
+        loop = asyncio.get_running_loop()
+        for landed, (name, began) in list(self._deliveries.items()):
+            if name in names and not landed.done():
+                await asyncio.wait([landed], timeout=max(0.0, began + ARRIVAL_WAIT_MAX_S - loop.time()))
+                if not landed.done():
+                    raise CacheUnavailable(
+                        f"The invalidation of {name!r} is on its way for longer than {ARRIVAL_WAIT_MAX_S:g} s."
+                    )

@@ -409,6 +409,7 @@ class Filler:
         if lost:
             # Their callers are told that the values were not taken: nobody may read them here either.
             self._near.forget(lost)
+            await asyncio.sleep(0)  # whoever tries again at once must not keep the loop from connecting
             raise CacheUnavailable(f"The shared cache did not take {len(lost)} values, {lost[0]!r} among them.")
 
     async def _put_shared(self, items: Sequence[tuple[Request, Any, float]]) -> list[bool]:

@@ -77,7 +77,6 @@ class SharedTier(RemoteWatcher):
         self._remote = Remote(config, self, rng=rng.random)
         self._deferred = Deferred(config.deferred_max)
         self._clearing = asyncio.Lock()
-        self._on_way = OnWay()
         self._tags_on_way: list[frozenset[str]] = []
         self._own = OwnWrites()
         self._tracking: Tracking | None = None
@@ -85,6 +84,7 @@ class SharedTier(RemoteWatcher):
         self._leases = Leases(self._remote, lease_s=config.lease, token=self._random, rng=tokens.random)
         self._down_since: dict[str, float] = {}
         self._wake = asyncio.Event()
+        self._on_way = OnWay(self._wake.set)
         self.on_delivered: Callable[[], None] | None = None
         """Called after an attempt at what is owed."""
         self._upkeep: asyncio.Task[None] | None = None
@@ -252,8 +252,8 @@ class SharedTier(RemoteWatcher):
         if not tags:
             return ()
         # An invalidation that is on its way arrives before what is asked for here, or the tag is owed again.
-        on_way: frozenset[str] = frozenset().union(*self._tags_on_way)
-        if owed := [tag for tag in tags if tag in self._deferred.tags and tag not in on_way]:
+        sent, known = self._tags_on_way, self._deferred.tags
+        if owed := [tag for tag in tags if tag in known and not any(tag in each for each in sent)]:
             await self._deliver_tags(owed)
             if not self._deferred.tags.keys().isdisjoint(owed):
                 return None
@@ -477,10 +477,10 @@ class SharedTier(RemoteWatcher):
 
         Raises CacheUnavailable if the tier is away.
         """
-        if key in self._deferred.keys:
+        if key in self._deferred.keys and self.keyspace.generation is not None:
             await self._deliver_keys([key])
-        if self._deferred.covers(key):
-            await self._on_way.landed()
+        if covering := self._deferred.covering(key):
+            await self._on_way.landed(covering)
         if not self._deferred.covers(key):
             return True
         if not self._remote.is_available:
@@ -563,20 +563,20 @@ class SharedTier(RemoteWatcher):
 
     async def deliver_owed(self) -> None:
         """Deliver the invalidations that could not be delivered before."""
-        deferred = self._deferred
         # The echo of a `clear` may come before its answer: it is not owed, it is on its way.
-        if deferred.everything and not self._clearing.locked():
+        if self._deferred.everything and not self._clearing.locked():
             async with self._clearing:
                 await self._deliver_everything()
-        if self.keyspace.generation is None or not deferred.is_owed:
+        if self.keyspace.generation is None or not self._deferred.is_owed:
             return
-        if deferred.keys:
-            await self._deliver_keys(list(deferred.keys))
-        if deferred.tags:
-            await self._deliver_tags(list(deferred.tags))
-        # Taken twice, one walk would count what the other removed.
-        for glob in [glob for glob in deferred.patterns if not self._on_way.brings(glob)]:
-            await self.forget_matching(glob)
+        if self._deferred.keys:
+            await self._deliver_keys(list(self._deferred.keys))
+        if self._deferred.tags:
+            await self._deliver_tags(list(self._deferred.tags))
+        for glob in list(self._deferred.patterns):
+            # Taken twice, one walk would count what the other removed.
+            if glob in self._deferred.patterns and not self._on_way.brings(glob):
+                await self.forget_matching(glob)
         if self.on_delivered is not None:
             self.on_delivered()
 

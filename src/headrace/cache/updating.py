@@ -63,10 +63,14 @@ class Updater:
         """What is under the key after `change` decided; UNSET: nothing."""
         if self._shared is None:
             return self._update_here(request, change)
-        if running_loop() is self._home:
-            return await self._update_shared(self._shared, request, change)
         work = self._update_shared(self._shared, request, change)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
+        if running_loop() is not self._home:
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._home))
+        try:
+            return await work
+        except CacheUnavailable:
+            await asyncio.sleep(0)  # whoever tries again at once must not keep the loop from connecting
+            raise
 
     # -- memory alone -------------------------------------------------------------------------------------------------
 

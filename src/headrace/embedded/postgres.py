@@ -147,15 +147,21 @@ class EmbeddedPostgres:
         """Whether it accepts a connection to `headrace` and answers SELECT 1."""
         return self._answers(_READY_TIMEOUT_S)
 
-    def _answers(self, timeout_s: int) -> bool:
+    def _answers(self, timeout_s: float) -> bool:
         from psycopg import Error, pq  # loaded by the first who asks: only a process that supervises does
 
-        wire = pq.PGconn.connect(f"{self.url}&connect_timeout={timeout_s}".encode())
+        # Nothing that blocks: libpq would do so with the interpreter's lock in its hands, and a server that is stopped
+        # right here must hold up neither who watches it nor anybody else.
+        wire = pq.PGconn.connect_start(self.url.encode())
         try:
-            # Not a blocking query: a server that is stopped right here must not hold up who watches it.
+            step = pq.PollingStatus.WRITING
+            while step in (pq.PollingStatus.READING, pq.PollingStatus.WRITING):  # ends: each is a step of the welcome
+                if not _is_due(wire.socket, timeout_s, writing=step == pq.PollingStatus.WRITING):
+                    return False
+                step = pq.PollingStatus(wire.connect_poll())
             wire.send_query(b"SELECT 1")
             while wire.is_busy():  # ends: an answer of one row comes in a packet or two
-                if not select.select([wire.socket], [], [], timeout_s)[0]:
+                if not _is_due(wire.socket, timeout_s):
                     return False
                 wire.consume_input()
             answer = wire.get_result()
@@ -287,6 +293,12 @@ class EmbeddedPostgres:
                 words = lock.read_text("utf-8", "replace").split() if lock.exists() else []
                 if words and words[0].lstrip("-").isdigit() and _lives_elsewhere(abs(int(words[0])), self.directory):
                     lock.unlink()
+
+
+def _is_due(descriptor: int, timeout_s: float, *, writing: bool = False) -> bool:
+    """Whether it can be read from, or written to, within the time."""
+    readers, writers = ([], [descriptor]) if writing else ([descriptor], [])
+    return any(select.select(readers, writers, [], timeout_s))
 
 
 def _lives_elsewhere(pid: int, directory: Path) -> bool:

@@ -93,7 +93,7 @@ def test_a_leftover_is_not_taken_for_a_process_that_had_its_pid_before(
     stale._ident = (sleeper.pid, 1.0)
     stale._create_time = 1.0
     assert not stale.is_running()
-    end_leftovers(tmp_path, PROGRAMS, [(signal.SIGKILL, 5.0)])
+    end_leftovers(tmp_path, PROGRAMS, [(signal.SIGKILL, 30.0)])
     assert sleeper.poll() is not None
 
 

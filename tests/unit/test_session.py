@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# A session of its own is up to four processes that import everything; pytest's watch allows 180 s a test.
+# A session of its own is up to four processes that import everything.
 SESSION_S_MAX = 150.0
 pytestmark = pytest.mark.timeout(165)
 
@@ -182,6 +182,16 @@ def test_a_hang_ends_the_session(tmp_path: Path, workers: str) -> None:
     assert session.returncode == 1
     assert "Timeout (0:00:02)!" in session.stderr
     assert "most recent call first" in session.stderr
+
+
+def test_a_hang_ends_the_session_only_after_the_time_that_the_test_has(pytestconfig: pytest.Config) -> None:
+    """What is slow and allowed to be is not taken for a hang: the longest timeout of any test comes first."""
+    marks = (re.findall(r"mark\.timeout\((\d+)\)", path.read_text()) for path in (ROOT / "tests").rglob("*.py"))
+    timeouts = [float(seconds) for found in marks for seconds in found]
+
+    assert timeouts, "some tests have one of their own"
+    longest = max(*timeouts, float(pytestconfig.getini("timeout")))
+    assert longest < float(pytestconfig.getini("faulthandler_timeout"))
 
 
 @ALONE_AND_PARALLEL

@@ -183,7 +183,10 @@ def test_doctor_tells_where_a_dead_shard_was_looked_for(tmp_path):
 async def test_doctor_compares_the_shard_map_and_writes_none(database, database_config):
     """Looking at a new shard does not make it one of this configuration; looking at an old one tells a difference."""
     first = database_config.shards[0]
-    only = {"HEADRACE_DATABASE_SHARDS": f'[{{name = "{first.name}", dsn = "{first.dsn}"}}]'}
+    only = {
+        "HEADRACE_DATABASE_SHARDS": f'[{{name = "{first.name}", dsn = "{first.dsn}"}}]',
+        "HEADRACE_DATABASE_ACQUIRE_TIMEOUT_S": f"{database_config.acquire_timeout_s}",
+    }
     code, printed = await asyncio.to_thread(headrace, "doctor", "--json", environment=only)
     assert code == 0, printed
     assert not (await database.nodes[first.name].fetch("SELECT to_regclass('headrace_shard_map') IS NOT NULL"))[0][0]

@@ -20,6 +20,7 @@ import pytest
 
 from headrace.cache import Cache, CachePolicy, RemoteConfig, Strategy, SyncCache
 from headrace.cache.integrations.settings import close_shared
+from headrace.database import DatabaseConfig
 from tests.redis_servers import RedisServer, free_port
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,7 @@ FRAMEWORK = re.compile(r"^from ((?:agno|langgraph|pydantic_ai)[\w.]*) import", r
 READERS_REDIS = re.compile(r"\b(localhost|cache):6379\b")
 """Where the Redis of a guide's reader listens."""
 REDIS_S = 5.0
+DATABASE_S = 20.0
 DEFAULT_LIMIT = re.compile(r"\b((?:connect_)?timeout)=0\.5\b")
 """The limits that a Redis has by default, which a guide may spell out."""
 
@@ -61,11 +63,12 @@ def redis_address() -> Iterator[str]:
 
 @pytest.fixture
 def patience(monkeypatch) -> None:
-    """A Redis that is only slow is not taken for one that is away."""
+    """A Redis or a Postgres that is only slow is not taken for one that is away."""
     defaults = RemoteConfig.__init__.__kwdefaults__
     for name in ("timeout", "connect_timeout"):
         assert defaults[name] == 0.5, "as in DEFAULT_LIMIT"
         monkeypatch.setitem(defaults, name, REDIS_S)
+    monkeypatch.setitem(DatabaseConfig.__init__.__kwdefaults__, "acquire_timeout_s", DATABASE_S)
 
 
 @pytest.fixture

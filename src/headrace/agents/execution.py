@@ -119,6 +119,15 @@ class Context:
         """Seconds until the deadline; below 0 when it has passed."""
         return self._deadline - self._clock.monotonic()
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether nobody wants the result any more: the execution was cancelled, or its deadline has passed.
+
+        For a synchronous agent, whose thread nothing can interrupt: look between two steps, clean up and return. An
+        `async` agent need not look; it gets an `asyncio.CancelledError` where it waits.
+        """
+        return self._execution.status == "cancelling" or self.remaining_s() <= 0
+
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Say how far the work is; the newest report wins."""
         self._execution.progress = Progress(int(done), int(total), storable(str(note)))

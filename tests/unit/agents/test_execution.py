@@ -134,3 +134,14 @@ def test_ids_are_in_the_order_of_time():
     assert ids == sorted(ids)
     assert {len(each) for each in ids} == {32}
     assert len({timed_id(walls[0]) for _ in range(1_000)}) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("status", "passed_s", "expected"), [("running", 4, False), ("cancelling", 4, True), ("running", 6, True)]
+)
+def test_an_agent_sees_that_nobody_wants_its_result(status, passed_s, expected):
+    """Cancelled, or past its deadline."""
+    clock = FakeClock()
+    context = Context(Execution(id="e", agent_id="a", version="1", status=status), clock, clock.monotonic() + 5)
+    clock.advance(passed_s)
+    assert context.should_stop is expected

@@ -290,6 +290,11 @@ class WorkerContext(Context):
         super().progress(done, total, note)
         self._working.progressed()
 
+    @property
+    def should_stop(self) -> bool:
+        """Whether nobody wants the result any more: its host said so, or its deadline has passed."""
+        return self._working.is_cancelled or super().should_stop
+
 
 class Worker:
     """Runs executions of one definition in one event loop."""

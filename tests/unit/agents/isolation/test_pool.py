@@ -322,6 +322,29 @@ async def test_a_cancellation_that_arrives_with_its_execution_is_obeyed(pool: Pr
     assert pool.pids(KEY) == [pid]
 
 
+async def test_a_thread_that_looks_whether_it_should_stop_saves_its_worker(pool: ProcessPool) -> None:
+    """A synchronous agent that returns when it is told to is cancelled or overdue, and no worker is killed."""
+    key = KEY._replace(agent_id="attentive")
+    text = """
+import time
+class Agent:
+    def execute(self, input, context):
+        while not context.should_stop:
+            time.sleep(0.005)
+"""
+    await pool.start(key, source(text, agent_id="attentive"))
+    call = asyncio.ensure_future(run(pool, 1, key=key))
+    await until(lambda: pool.statistics().executing == 1)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+    overdue = await run(pool, 1, key=key, deadline_s=0.1)
+
+    assert overdue.status == "timeout"
+    assert pool.statistics().killed == 0
+
+
 EXITS = "import os\nasync def Agent(input, context): os._exit(7)"
 EXITS_AFTERWARDS = """
 import asyncio, os

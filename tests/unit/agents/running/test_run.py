@@ -214,6 +214,27 @@ async def test_what_is_stopped_before_its_first_step_does_not_begin(how):
         assert host._threads.busy == 0
 
 
+async def test_a_thread_that_looks_whether_it_should_stop_ends_long_before_its_deadline():
+    """A cancellation cannot interrupt a thread; the agent sees it and returns, and its place is free again."""
+    text = """
+import threading
+begun, pause = threading.Event(), threading.Event()
+class Agent:
+    def execute(self, input, context):
+        begun.set()
+        while not context.should_stop:
+            pause.wait(0.005)
+        return context.remaining_s()
+"""
+    async with AgentHost(AgentsConfig(timeout_s=600.0)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        call = asyncio.create_task(host.execute("a", 1, execution_id="e"))
+        await until(lambda: host.running and module_of(host).begun.is_set())
+        cancelled = await host.cancel("e")
+        assert (await call).status == cancelled.status == "cancelled"
+        assert host._threads.busy == 0
+
+
 async def test_a_thread_may_end_while_its_host_closes():
     """Nothing can stop it, so it has until the grace is over to be what it is: completed."""
     host = AgentHost(AgentsConfig(**{**QUICK, "cancel_grace_s": 60.0}))

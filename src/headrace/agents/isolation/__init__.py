@@ -3,7 +3,7 @@
 from headrace.agents.isolation.limits import IsolationConfig, Limits
 from headrace.agents.isolation.pool import PoolStatistics, ProcessPool, WorkerKey
 from headrace.agents.isolation.probe import Achievable, MissingPart, probe
-from headrace.agents.isolation.process import ProcessOutcome, Stopped
+from headrace.agents.isolation.running import ProcessOutcome, Stopped
 
 __all__ = [
     "Achievable",

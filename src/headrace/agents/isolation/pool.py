@@ -20,7 +20,8 @@ from headrace.agents.isolation.arrivals import Arrivals
 from headrace.agents.isolation.limits import IsolationConfig, Limits
 from headrace.agents.isolation.nursery import Nursery
 from headrace.agents.isolation.probe import probe
-from headrace.agents.isolation.process import OnEvent, OnOutput, OnProgress, ProcessOutcome, WorkerProcess
+from headrace.agents.isolation.process import WorkerProcess
+from headrace.agents.isolation.running import OnEvent, OnOutput, OnProgress, ProcessOutcome
 from headrace.clock import Clock, SystemClock
 from headrace.errors import (
     AgentInvalid,
@@ -264,15 +265,14 @@ class ProcessPool:
         agent.claims += 1
         try:
             worker = agent.free_worker() or await self._worker_for(agent)
-            left_s = ends_at - self._clock.monotonic()
-            if left_s <= 0:
+            if self._clock.monotonic() >= ends_at:
                 return ProcessOutcome("timeout", error=f"No worker was ready for it within {deadline_s:g} s.")
             self._counts["executions"] += 1
             outcome = await worker.execute(
                 input_json,
                 execution_id=execution_id,
                 deadline_s=deadline_s,
-                left_s=left_s,
+                due_at=ends_at,
                 state_json=state_json,
                 attempt=attempt,
                 on_progress=on_progress,

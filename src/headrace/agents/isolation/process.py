@@ -15,7 +15,7 @@ from functools import partial
 from typing import Literal, assert_never
 
 from headrace.agents.definition import Source
-from headrace.agents.execution import Outcome, Progress, storable
+from headrace.agents.execution import Progress, storable
 from headrace.agents.isolation import frames
 from headrace.agents.isolation.frames import (
     Bounds,
@@ -30,12 +30,9 @@ from headrace.agents.isolation.frames import (
 )
 from headrace.agents.isolation.limits import IsolationConfig, Limits
 from headrace.agents.isolation.page import Page
+from headrace.agents.isolation.running import OnEvent, OnOutput, OnProgress, ProcessOutcome, Running, Stopped
 from headrace.clock import Clock
 from headrace.errors import AgentInvalid, AgentUnhealthy, IsolationUnavailable, WorkerFailed
-
-OnProgress = Callable[[Progress], None]
-OnEvent = Callable[[bytes], None]
-OnOutput = Callable[[frames.StreamName, str], None]
 
 _RECEIVE_BYTES = 1 << 18
 _LAST_WORDS_BYTES = 4096
@@ -56,67 +53,6 @@ _SIGNAL_REASONS = {
     signal.SIGSEGV: "it crashed (SIGSEGV)",
     signal.SIGABRT: "it aborted",
 }
-
-
-class ProcessOutcome(Outcome, frozen=True, kw_only=True):
-    """How a run in a worker ended, and what it took."""
-
-    cpu_ms: float = 0.0
-    memory_bytes: int | None = None
-    """Resident memory of the worker at the end of the run, shared by all that run in it; None when it died."""
-    dropped_bytes: int = 0
-    """What it printed beyond `Limits.printed_bytes`, and events that came too fast."""
-    state_json: bytes | None = None
-    """What its instance remembers from now on; None when it did not complete, or has no instance."""
-
-
-class Stopped(asyncio.CancelledError):
-    """A call was cancelled, and its work has stopped."""
-
-    def __init__(self, outcome: ProcessOutcome) -> None:
-        super().__init__()
-        self.outcome = outcome
-        """What it had taken until then."""
-
-
-class Running:
-    """An execution in a worker, as the host knows it."""
-
-    __slots__ = (
-        "deadline_s", "done", "ended_by", "has_state", "number", "on_event", "on_output", "on_progress",
-        "outcome", "printed_left", "timer",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        number: int,
-        *,
-        deadline_s: float,
-        printed_left: int,
-        has_state: bool,
-        on_progress: OnProgress | None,
-        on_event: OnEvent | None,
-        on_output: OnOutput | None,
-    ) -> None:
-        self.number = number
-        self.deadline_s = deadline_s
-        self.printed_left = printed_left
-        self.on_progress = on_progress
-        self.has_state = has_state
-        self.on_event = on_event
-        self.on_output = on_output
-        self.ended_by: Literal["timeout", "cancelled"] | None = None
-        self.done: asyncio.Future[ProcessOutcome] = asyncio.get_running_loop().create_future()
-        self.outcome: ProcessOutcome | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    def settle(self, outcome: ProcessOutcome) -> None:
-        """It has stopped."""
-        self.outcome = outcome
-        if self.timer is not None:
-            self.timer.cancel()
-        if not self.done.done():
-            self.done.set_result(outcome)
 
 
 class WorkerProcess:
@@ -305,18 +241,19 @@ class WorkerProcess:
         *,
         execution_id: str,
         deadline_s: float,
-        left_s: float,
+        due_at: float,
         state_json: bytes | None = None,
         attempt: int = 1,
         on_progress: OnProgress | None,
         on_event: OnEvent | None,
         on_output: OnOutput | None,
     ) -> ProcessOutcome:
-        """Run the agent once, `left_s` from now at the longest. Cancelled, it is `Stopped` when the work has."""
+        """Run the agent once, until `due_at` at the longest. Cancelled, it is `Stopped` when the work has."""
         self._numbers = number = self._numbers + 1
         running = Running(
             number,
             deadline_s=deadline_s,
+            due_at=due_at,
             printed_left=self.limits.printed_bytes,
             has_state=state_json is not None,
             on_event=on_event,
@@ -326,8 +263,8 @@ class WorkerProcess:
         self.running[number] = running
         self.calls += 1
         self._credit = min(self._credit + _FRAMES_A_CALL, _FRAMES_A_CALL * (self.limits.concurrent + 1))
-        deadline = self._clock.monotonic() + left_s
-        self._send(frames.Execute(number, execution_id, deadline, input_json, state_json, attempt))
+        self._send(frames.Execute(number, execution_id, due_at, input_json, state_json, attempt))
+        left_s = due_at - self._clock.monotonic()
         running.timer = self._loop.call_later(left_s, self._stop, running, "timeout")
         try:
             return await running.done
@@ -460,14 +397,15 @@ class WorkerProcess:
                 raise Garbled("a result that is no JSON of the permitted size")
             if running.has_state and not frames.is_json(frame.state_json, bytes_max=bytes_max, is_object=True):
                 raise Garbled("a state that is no JSON object of the permitted size")
-        is_late = running.ended_by == "timeout"
+        now = self._clock.monotonic()
+        is_late = running.is_late(now)
         is_kept = frame.status == "completed" and not is_late
         outcome = ProcessOutcome(
             "timeout" if is_late else frame.status,
             frames.one_line(frame.output_json) if is_kept and frame.output_json else None,
-            f"{_longer_than(running)} and was stopped." if is_late else frame.error,
+            f"{running.longer_than} and was stopped." if is_late else frame.error,
             cpu_ms=frame.cpu_ms,
-            memory_bytes=self.resident_bytes(self._clock.monotonic()),
+            memory_bytes=self.resident_bytes(now),
             dropped_bytes=frame.dropped_bytes,
             state_json=frame.state_json if running.has_state and is_kept else None,
         )
@@ -534,7 +472,7 @@ class WorkerProcess:
         if not self._report.done():
             self._report.set_exception(WorkerFailed(f"A worker ended: {reason}.{last}"))
             self._report.exception()  # asked for once here: it may be that nobody waits for it
-        outcomes = [(each, self._last_outcome(each, culprit, f"{reason}.{last}")) for each in self.running.values()]
+        outcomes = [(each, each.last_outcome(culprit, f"{reason}.{last}")) for each in self.running.values()]
         for running, outcome in outcomes:
             self._finish(running, outcome)
         self._on_end(self, reason, sum(outcome.status == "interrupted" for _, outcome in outcomes))
@@ -565,16 +503,6 @@ class WorkerProcess:
         """The execution that did it: the only one, or the one whose step began last."""
         return next(iter(self.running)) if len(self.running) == 1 else self._page.read()[1]
 
-    @staticmethod
-    def _last_outcome(running: Running, culprit: int | None, reason: str) -> ProcessOutcome:
-        if running.ended_by == "timeout":
-            return ProcessOutcome("timeout", error=f"{_longer_than(running)}; its worker was killed.")
-        if running.ended_by == "cancelled":
-            return ProcessOutcome("cancelled", error="It did not stop when it was told to; its worker was killed.")
-        if running.number == culprit:
-            return ProcessOutcome("failed", error=f"Its worker ended: {reason}")
-        return ProcessOutcome("interrupted", error=f"Its worker ended before it did: {reason}")
-
     def _read_last_words(self) -> str:
         """What the interpreter itself wrote to stderr: the name of a crash, or the error that ended it."""
         try:
@@ -594,7 +522,3 @@ def _opened(path: str) -> int | None:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-
-
-def _longer_than(running: Running) -> str:
-    return f"It ran longer than {running.deadline_s:g} s"

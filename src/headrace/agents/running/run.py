@@ -306,8 +306,14 @@ class Run(Coroutine[Any, Any, None]):
             self._coroutine = self.task = None
             raise StopIteration
         self._phase = _CONCLUDES
-        self._coroutine = self._settle(self._ended_by or outcome)
+        self._coroutine = self._settle(self._ended_by or self._in_time(outcome))
         return self._conclude(None, None)
+
+    def _in_time(self, outcome: Outcome) -> Outcome:
+        """What it is worth: one that saw that its time was over, before the wheel's tick did, returns a part."""
+        if outcome.status == "timeout" or self._surroundings.clock.monotonic() < self.due_at:
+            return outcome
+        return Outcome("timeout", error=f"It ran longer than {self._deadline_s:g} s.")
 
     def _conclude(self, error: BaseException | None, value: Any) -> Any:
         assert self._coroutine is not None, "what concludes has something to conclude with"

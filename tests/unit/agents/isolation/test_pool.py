@@ -25,7 +25,8 @@ from headrace.agents.isolation import (
 from headrace.agents.isolation import (
     pool as pool_module,
 )
-from headrace.agents.isolation.process import Stopped, WorkerProcess
+from headrace.agents.isolation.process import WorkerProcess
+from headrace.agents.isolation.running import Stopped
 from headrace.errors import (
     AgentInvalid,
     AgentNotFound,
@@ -331,6 +332,7 @@ class Agent:
     def execute(self, input, context):
         while not context.should_stop:
             time.sleep(0.005)
+        return "a part"
 """
     await pool.start(key, source(text, agent_id="attentive"))
     call = asyncio.ensure_future(run(pool, 1, key=key))
@@ -341,7 +343,7 @@ class Agent:
 
     overdue = await run(pool, 1, key=key, deadline_s=0.1)
 
-    assert overdue.status == "timeout"
+    assert (overdue.status, overdue.output_json) == ("timeout", None)
     assert pool.statistics().killed == 0
 
 

@@ -235,6 +235,25 @@ class Agent:
         assert host._threads.busy == 0
 
 
+@pytest.mark.parametrize(("how", "pause"), [("def", "time.sleep(0.001)"), ("async def", "await asyncio.sleep(0)")])
+async def test_what_is_returned_after_the_deadline_is_not_kept(how, pause):
+    """An agent that sees that its time is over returns a part, perhaps before its host does: it is no result."""
+    text = f"""
+import asyncio, time
+class Agent:
+    {how} execute(self, input, context):
+        while not context.should_stop:
+            {pause}
+        return "a part"
+"""
+    async with AgentHost(AgentsConfig(timeout_s=0.05)) as host:
+        await host.deploy("a", text, version="1.0.0")
+        for _ in range(5):
+            done = await host.execute("a", 1)
+            assert (done.status, done.output) == ("timeout", None)
+            assert done.error.startswith("It ran longer than 0.05 s")
+
+
 async def test_a_thread_may_end_while_its_host_closes():
     """Nothing can stop it, so it has until the grace is over to be what it is: completed."""
     host = AgentHost(AgentsConfig(**{**QUICK, "cancel_grace_s": 60.0}))
